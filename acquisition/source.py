@@ -1,0 +1,478 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What evidence is read from: files, devices, split images, directories, standard input.
+
+A source reads and tells; it stores nothing. Nothing here writes to what it reads: files are opened
+read-only (without touching their access time where the system allows it), links are not followed
+inside a directory, and what is not a regular file is named instead of opened.
+
+Source: docs/format.md §6; lseek(2) SEEK_DATA; ioctl BLKGETSIZE64 (linux/fs.h).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+import sys
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from acquisition.errors import AcquisitionError, SourceNotFoundError, UnsupportedSourceError
+from evidence_store.model import clean
+from evidence_store.transfer import ImageSource, Member, SetSource, StreamSource
+
+_CHUNK = 4 << 20
+_SPLIT = re.compile(r"(?P<stem>.+\.)(?P<first>0+[01]|a{2,4})")
+# Containers hold an image inside; taken as raw bytes they would be another thing under its name.
+_CONTAINERS = (
+    (b"EVF\x09\x0d\x0a\xff\x00", "EWF (E01)"),
+    (b"EVF2\x0d\x0a\x81\x00", "EWF2 (Ex01)"),
+    (b"LVF\x09\x0d\x0a\xff\x00", "EWF logical (L01)"),
+    (b"QFI\xfb", "QCOW"),
+    (b"KDMV", "VMDK"),
+    (b"# Disk DescriptorFile", "VMDK descriptor"),
+    (b"vhdxfile", "VHDX"),
+    (b"conectix", "VHD"),
+)
+
+
+def open_source(
+    path: str, kind: str, *, text: str = "", store: Path | None = None
+) -> ImageSource | StreamSource | SetSource:
+    """Return the source at `path` ("-" is standard input), open for reading.
+
+    Args:
+        path: regular file, first part of a split image (.000, .001, .aa), block device, directory.
+        kind: `disk` and `memory` are taken as one image; `logs` and `record` as a set of files.
+        text: what people call it; the path if empty.
+        store: directory of a local store, which must not lie inside a directory that is taken.
+
+    Raises: SourceNotFoundError, UnsupportedSourceError, AcquisitionError.
+    """
+    if path == "-":
+        return StandardInput(text or "standard input")
+    place = Path(path)
+    try:
+        mode = place.stat().st_mode
+    except FileNotFoundError as e:
+        raise SourceNotFoundError(
+            f"no such file: {clean(path)}", hint="check the path; nothing was recorded"
+        ) from e
+    except OSError as e:
+        raise AcquisitionError(f"cannot look at {clean(path)}: {e.strerror}") from e
+    text = text or clean(path)
+    if stat.S_ISDIR(mode):
+        _refuse_store_inside(place, store)
+        return Directory(place, text)
+    if stat.S_ISBLK(mode):
+        return BlockDevice(place, text)
+    if not stat.S_ISREG(mode):
+        raise UnsupportedSourceError(
+            f"{clean(path)} is neither a file, a block device nor a directory",
+            hint="pipe it in with: … | impound ingest CASE - --kind KIND",
+        )
+    if kind not in ("disk", "memory"):
+        return Directory(place.parent, text, only=place.name)
+    parts = split_parts(place)
+    first = RawFile(parts[0], text)
+    _refuse_container(first, path)
+    return SplitImage([first, *(RawFile(p, text) for p in parts[1:])], text) if parts[1:] else first
+
+
+class RawFile:
+    """A regular file, taken byte for byte. Holes are found by SEEK_DATA and not read."""
+
+    method = "pread(2) of a regular file; ranges that the file system reports as holes are not read"
+
+    def __init__(self, path: Path, text: str) -> None:
+        self.text = text
+        self.path = path
+        self._fd = _open(path)
+        self._before = os.fstat(self._fd)
+        self.size = self._before.st_size
+        self.facts: Mapping[str, JsonValue] = {
+            "type": "file", "path": clean(str(path.absolute())), **_stat_facts(self._before),
+        }  # fmt: skip
+        self.identity: Mapping[str, JsonValue] = {
+            "size": self.size, "device": self._before.st_dev, "inode": self._before.st_ino,
+        }  # fmt: skip
+
+    def readinto(self, view: memoryview, offset: int) -> int:
+        """See `ImageSource.readinto`."""
+        return os.preadv(self._fd, [view], offset)
+
+    def next_data(self, offset: int) -> int:
+        """See `ImageSource.next_data`."""
+        try:
+            return os.lseek(self._fd, offset, os.SEEK_DATA)
+        except OSError as e:
+            if e.errno == errno.ENXIO:  # no data from here to the end (or the file got shorter)
+                now = os.fstat(self._fd).st_size
+                return self.size if now >= self.size else max(offset, min(now, self.size - 1))
+            return offset
+
+    def changes(self) -> list[str]:
+        """See `Source.changes`."""
+        after = os.fstat(self._fd)
+        found = []
+        if after.st_size != self._before.st_size:
+            found.append(f"size was {self._before.st_size}, is {after.st_size} bytes")
+        if after.st_mtime_ns != self._before.st_mtime_ns:
+            found.append("was written to while it was read: not the state of one moment")
+        try:
+            if self.path.stat().st_ino != self._before.st_ino:
+                found.append("another file stands at its path now")
+        except OSError as e:
+            found.append(f"is no longer at its path ({e.strerror})")
+        return found
+
+
+class BlockDevice:
+    """A whole block device or partition."""
+
+    method = "pread(2) of a block device"
+
+    def __init__(self, path: Path, text: str) -> None:
+        self.text = text
+        self._path = path
+        self._fd = _open(path)
+        self.size = os.lseek(self._fd, 0, os.SEEK_END)
+        rdev = os.fstat(self._fd).st_rdev
+        major, minor = os.major(rdev), os.minor(rdev)
+        sysfs = Path(f"/sys/dev/block/{major}:{minor}")
+        attributes = {
+            name: found for name, file in (
+                ("serial", "device/serial"), ("model", "device/model"), ("wwid", "wwid"),
+                ("read_only", "ro"), ("backing_file", "loop/backing_file"),
+                ("logical_block_size", "queue/logical_block_size"),
+            ) if (found := _attribute(sysfs / file))
+        }  # fmt: skip
+        self.facts: Mapping[str, JsonValue] = {
+            "type": "block device", "path": clean(str(path.absolute())), "size": self.size,
+            "device": f"{major}:{minor}", **attributes,
+        }  # fmt: skip
+        self.identity: Mapping[str, JsonValue] = {
+            "size": self.size, "device": f"{major}:{minor}", "serial": attributes.get("serial", ""),
+            "backing_file": attributes.get("backing_file", ""),
+        }  # fmt: skip
+        self._mounted = _mounted_writable(major, minor)
+
+    def readinto(self, view: memoryview, offset: int) -> int:
+        """See `ImageSource.readinto`."""
+        return os.preadv(self._fd, [view], offset)
+
+    def next_data(self, offset: int) -> int:
+        """Every byte of a device is read; zeros are recognised afterwards."""
+        return offset
+
+    def changes(self) -> list[str]:
+        """See `Source.changes`."""
+        found = []
+        if self._mounted:
+            found.append(f"is mounted writable at {self._mounted}: not the state of one moment")
+        try:
+            size = os.lseek(self._fd, 0, os.SEEK_END)
+        except OSError as e:
+            return [*found, f"no longer answers ({e.strerror})"]
+        if size != self.size:
+            found.append(f"size was {self.size}, is {size} bytes")
+        return found
+
+
+class SplitImage:
+    """A raw image cut into numbered files, read as one."""
+
+    method = "pread(2) of the parts in order, as one image"
+
+    def __init__(self, parts: list[RawFile], text: str) -> None:
+        self.text = text
+        self._parts = parts
+        self._starts: list[int] = []
+        self.size = 0
+        for part in parts:
+            self._starts.append(self.size)
+            self.size += part.size
+        self.facts: Mapping[str, JsonValue] = {
+            "type": "split raw", "size": self.size, "parts": len(parts),
+            "first": parts[0].facts["path"], "last": parts[-1].facts["path"],
+            "part_sizes": [part.size for part in parts[:200]],
+        }  # fmt: skip
+        self.identity: Mapping[str, JsonValue] = {
+            "size": self.size, "parts": [dict(part.identity) for part in parts],
+        }  # fmt: skip
+
+    def _part(self, offset: int) -> tuple[RawFile, int]:
+        index = bisect_right(self._starts, offset) - 1
+        return self._parts[index], self._starts[index]
+
+    def readinto(self, view: memoryview, offset: int) -> int:
+        """See `ImageSource.readinto`; a read never crosses into the next part."""
+        if offset >= self.size:
+            return 0
+        part, start = self._part(offset)
+        return part.readinto(view[: max(0, start + part.size - offset)], offset - start)
+
+    def next_data(self, offset: int) -> int:
+        """See `ImageSource.next_data`."""
+        while offset < self.size:
+            part, start = self._part(offset)
+            data = part.next_data(offset - start)
+            if data < part.size:
+                return start + data
+            offset = start + part.size
+        return self.size
+
+    def changes(self) -> list[str]:
+        """See `Source.changes`."""
+        return [f"{clean(p.path.name)}: {change}" for p in self._parts for change in p.changes()]
+
+
+class StandardInput:
+    """Bytes piped in. They cannot be read twice, so an interruption is not resumed."""
+
+    method = "read(2) of standard input"
+    identity = None
+
+    def __init__(self, text: str) -> None:
+        if sys.stdin is None or os.isatty(0):
+            raise AcquisitionError(
+                "standard input is a terminal", hint="pipe the bytes in, or name a file"
+            )
+        self.text = text
+        self.facts: Mapping[str, JsonValue] = {"type": "stream"}
+
+    def readinto(self, view: memoryview) -> int:
+        """See `StreamSource.readinto`."""
+        return os.readv(0, [view])
+
+    def changes(self) -> list[str]:
+        """A stream leaves nothing to compare with."""
+        return []
+
+
+@dataclass
+class Directory:
+    """Every file below a directory, or one file of it. Links and special files are only named."""
+
+    root: Path
+    text: str
+    only: str | None = None
+
+    def __post_init__(self) -> None:
+        self._skipped: list[str] = []
+        self._changed: list[str] = []
+        place = self.root / self.only if self.only else self.root
+        self.method = f"read(2) of {'one file' if self.only else 'every regular file, by name'}"
+        try:
+            found = place.stat()
+        except OSError as e:
+            raise AcquisitionError(f"cannot look at {clean(str(place))}: {e.strerror}") from e
+        self.facts: Mapping[str, JsonValue] = {
+            "type": "file" if self.only else "directory", "path": clean(str(place.absolute())),
+            **_stat_facts(found),
+        }  # fmt: skip
+        self.identity: Mapping[str, JsonValue] = {
+            "device": found.st_dev, "inode": found.st_ino,
+            **({"size": found.st_size} if self.only else {}),
+        }  # fmt: skip
+
+    def members(self) -> Iterator[Member]:
+        """See `SetSource.members`: depth first, names in byte order."""
+        root = os.fsencode(self.root)
+        if self.only is not None:
+            name = os.fsencode(self.only)
+            yield self._member(os.path.join(root, name), name)  # noqa: PTH118
+            return
+        yield from self._below(root, b"")
+
+    def _below(self, folder: bytes, prefix: bytes) -> Iterator[Member]:
+        try:
+            names = sorted(os.listdir(folder))  # noqa: PTH208
+        except OSError as e:
+            self._skip(prefix or b".", f"directory not readable: {e.strerror}")
+            return
+        for base in names:
+            path, name = folder + b"/" + base, prefix + base
+            try:
+                found = os.lstat(path)
+            except OSError as e:
+                self._skip(name, f"not readable: {e.strerror}")
+                continue
+            if stat.S_ISREG(found.st_mode):
+                yield self._member(path, name)
+            elif stat.S_ISLNK(found.st_mode):
+                target = os.readlink(path)  # noqa: PTH115
+                facts = {"type": "symlink", "target": target.decode("utf-8", "backslashreplace")}
+                yield Member(name, {**_stat_facts(found), **facts}, None)
+            elif stat.S_ISDIR(found.st_mode):
+                yield Member(name, {**_stat_facts(found), "type": "directory"}, None)
+                yield from self._below(path, name + b"/")
+            else:
+                self._skip(name, "a socket, pipe or device; not opened")
+
+    def _member(self, path: bytes, name: bytes) -> Member:
+        found = os.lstat(path)
+        return Member(
+            name, {**_stat_facts(found), "type": "file"}, lambda: self._chunks(path, name)
+        )
+
+    def _chunks(self, path: bytes, name: bytes) -> Iterator[bytes]:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        with os.fdopen(fd, "rb", buffering=0) as f:
+            before = os.fstat(fd)
+            if not stat.S_ISREG(before.st_mode):
+                raise OSError(errno.EINVAL, "is no longer a regular file")
+            read = 0
+            while chunk := f.read(_CHUNK):
+                read += len(chunk)
+                yield chunk
+            after = os.fstat(fd)
+            if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns) or (
+                read != before.st_size
+            ):
+                self._changed.append(
+                    f"{_shown(name)}: changed while it was read ({read} bytes taken)"
+                )
+
+    def _skip(self, name: bytes, why: str) -> None:
+        self._skipped.append(f"{_shown(name)}: {why}")
+
+    def skipped(self) -> list[str]:
+        """See `SetSource.skipped`."""
+        return list(self._skipped)
+
+    def changes(self) -> list[str]:
+        """See `Source.changes`."""
+        return list(self._changed)
+
+
+def split_parts(first: Path) -> list[Path]:
+    """Return the parts of a split image that begins with `first`; one path if it is not split.
+
+    Raises: UnsupportedSourceError if `first` is a later part, or a part in between is missing.
+    """
+    match = _SPLIT.fullmatch(first.name)
+    if match is None:
+        _refuse_later_part(first)
+        return [first]
+    stem, suffix = match["stem"], match["first"]
+    siblings = {
+        p.name.removeprefix(stem): p for p in first.parent.iterdir() if p.name.startswith(stem)
+    }
+    parts = [first]
+    while (suffix := _successor(suffix)) in siblings:
+        parts.append(siblings.pop(suffix))
+    beyond = [
+        s for s in siblings if len(s) == len(suffix) and s > suffix
+        and s.isdigit() == suffix.isdigit() and (s.isdigit() or s.isalpha())
+    ]  # fmt: skip
+    if beyond:
+        raise UnsupportedSourceError(
+            f"the split image {clean(first.name)} lacks part {stem}{suffix}, but has "
+            f"{stem}{min(beyond)}",
+            hint="find the missing part; an image with a part left out would be another image",
+        )
+    return parts
+
+
+def _refuse_later_part(path: Path) -> None:
+    stem, dot, suffix = path.name.rpartition(".")
+    if not dot or not re.fullmatch(r"[0-9]{3,4}", suffix):
+        return
+    for first in ("0" * len(suffix), "0" * (len(suffix) - 1) + "1"):
+        if first < suffix and (path.parent / f"{stem}.{first}").is_file():
+            raise UnsupportedSourceError(
+                f"{clean(path.name)} is a later part of a split image",
+                hint=f"name the first part: {clean(stem)}.{first}",
+            )
+
+
+def _successor(suffix: str) -> str:
+    """The suffix after `suffix`: 001 -> 002, az -> ba; "" after the last."""
+    if suffix.isdigit():
+        following = str(int(suffix) + 1)
+        return following.zfill(len(suffix)) if len(following) <= len(suffix) else following
+    letters = list(suffix)
+    for i in reversed(range(len(letters))):
+        if letters[i] != "z":
+            letters[i] = chr(ord(letters[i]) + 1)
+            return "".join(letters)
+        letters[i] = "a"
+    return ""
+
+
+def _refuse_container(source: RawFile, path: str) -> None:
+    head, tail = bytearray(32), bytearray(512)
+    try:
+        source.readinto(memoryview(head), 0)
+        if source.size >= 512:
+            source.readinto(memoryview(tail), source.size - 512)
+    except OSError:
+        return  # unreadable there; it will be recorded as such
+    for magic, name in _CONTAINERS:
+        if head.startswith(magic) or (name == "VHD" and tail.startswith(magic)):
+            raise UnsupportedSourceError(
+                f"{clean(path)} is a {name} container, not a raw image",
+                hint="turn it into a raw image first (ewfexport, qemu-img convert -O raw), or take "
+                "the container file itself with --kind record",
+            )
+
+
+def _refuse_store_inside(place: Path, store: Path | None) -> None:
+    if store is not None and store.resolve().is_relative_to(place.resolve()):
+        raise UnsupportedSourceError(
+            f"the evidence store {clean(str(store))} lies inside {clean(str(place))}",
+            hint="name another store with --store, outside of what is taken",
+        )
+
+
+def _open(path: Path) -> int:
+    flags = os.O_RDONLY | os.O_CLOEXEC
+    try:
+        try:
+            return os.open(path, flags | os.O_NOATIME)
+        except PermissionError:  # O_NOATIME is for the owner and root only
+            return os.open(path, flags)
+    except OSError as e:
+        raise AcquisitionError(
+            f"cannot open {clean(str(path))}: {e.strerror}",
+            hint="check its permissions; devices are usually read as root",
+        ) from e
+
+
+def _stat_facts(found: os.stat_result) -> dict[str, JsonValue]:
+    """Times as text of nanoseconds: JSON numbers do not hold them exactly."""
+    return {
+        "size": found.st_size, "device": found.st_dev, "inode": found.st_ino,
+        "mode": f"{found.st_mode:06o}", "uid": found.st_uid, "gid": found.st_gid,
+        "mtime_ns": str(found.st_mtime_ns), "ctime_ns": str(found.st_ctime_ns),
+    }  # fmt: skip
+
+
+def _attribute(path: Path) -> str:
+    try:
+        return clean(path.read_text(errors="replace").strip(), 200)
+    except OSError:
+        return ""
+
+
+def _mounted_writable(major: int, minor: int) -> str:
+    """Return where a device is mounted writable, or ""."""
+    try:
+        table = Path("/proc/self/mountinfo").read_text()
+    except OSError:
+        return ""
+    for line in table.splitlines():
+        fields = line.split(" ")
+        if fields[2] == f"{major}:{minor}" and "rw" in fields[5].split(","):
+            return clean(fields[4])
+    return ""
+
+
+def _shown(name: bytes) -> str:
+    return clean(os.fsdecode(name), 200)

@@ -1,0 +1,396 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where objects lie. One contract, two backends (local directory here; S3 is the other).
+
+Promises of every backend
+    - `create` is write-once and durable on return: the object is whole or absent, never torn.
+      A taken name is `AlreadyExistsError` and changes nothing. If the outcome is not known,
+      `AmbiguousWriteError`: read before trying again.
+    - Nothing is ever overwritten or deleted.
+    - Keys are relative, `/`-separated, of `[A-Za-z0-9._-]+` parts; anything else is `ValueError`.
+    - Reads return what is stored; they judge nothing.
+
+Source: docs/format.md; link(2) for create-once without a lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+from evidence_store.digest import LinearDigest
+from evidence_store.errors import (
+    AlreadyExistsError,
+    BusyError,
+    ItemNotFoundError,
+    StoreError,
+    StoreFullError,
+)
+
+Buffer = bytes | bytearray | memoryview
+Body = Buffer | Iterable[bytes]
+
+_KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
+_CHUNK = 4 << 20
+_PIECE = 65536
+_ZEROS = bytearray(_PIECE)
+_TMP = "tmp"
+_LOCKS = "locks"
+
+
+class AmbiguousWriteError(StoreError):
+    """The write may or may not have happened (a lost answer, a timeout)."""
+
+
+class ObjectNotFoundError(ItemNotFoundError):
+    """No object under this key."""
+
+
+@dataclass(frozen=True, order=True)
+class Stored:
+    """One stored object: its key and size in bytes."""
+
+    key: str
+    size: int
+
+
+class Backend(Protocol):
+    """The contract stands in the module's docstring."""
+
+    uri: str
+
+    def create(self, key: str, body: Body) -> Stored:
+        """Store `body` under `key`, durable on return.
+
+        Raises: AlreadyExistsError, AmbiguousWriteError, StoreFullError, StoreError.
+        """
+
+    def read(self, key: str, limit: int) -> bytes:
+        """Return the whole object.
+
+        Raises: ObjectNotFoundError; StoreError if it is larger than `limit` bytes or unreadable.
+        """
+
+    def open_fd(self, key: str) -> int:
+        """Return a read-only descriptor of the object; the caller closes it.
+
+        Raises: ObjectNotFoundError, StoreError.
+        """
+
+    def list(self, prefix: str) -> Iterator[Stored]:
+        """Yield every object under the folder `prefix`, sorted by key."""
+
+    def strays(self, prefix: str) -> Iterator[str]:
+        """Yield what lies under `prefix` and is no object (links, pipes, names out of form)."""
+
+    def exclusive(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """Hold an advisory lock; BusyError if another process has it.
+
+        A courtesy to people, not the ground of correctness: `create` is.
+        """
+
+
+def check_key(key: str) -> str:
+    """Return `key` if it is in form, else raise ValueError."""
+    if not _KEY.fullmatch(key) or len(key) > 512:
+        raise ValueError(f"not an object key: {key!r}")
+    return key
+
+
+class LocalBackend:
+    """Objects as files below one directory.
+
+    Create-once is temp file, fsync, link(2), fsync of the directory. Where the file system knows
+    no hard links (FAT, some network shares) it is O_EXCL, write, fsync: `atomic_create` is False,
+    and a torn last file is possible after a crash (`set_aside`).
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.uri = root.absolute().as_uri()
+        self._made: set[Path] = set()
+
+    # -- writing ---------------------------------------------------------------------------------
+
+    def create(self, key: str, body: Body) -> Stored:
+        """See `Backend.create`."""
+        final = self._path(key)
+        try:
+            self._make_folder(final.parent)
+            if self.atomic_create:
+                return Stored(key, self._create_by_link(final, body))
+            return Stored(key, self._create_in_place(final, body))
+        except FileExistsError as e:
+            raise AlreadyExistsError(f"{key} exists and is not overwritten") from e
+        except OSError as e:
+            raise translate(e, f"cannot store {key} in {self.root}") from e
+
+    @cached_property
+    def atomic_create(self) -> bool:
+        """Whether this file system can make a whole file appear at once; tried with a real link."""
+        folder = self.root / _TMP
+        self._make_folder(folder)
+        probe = folder / f"{os.getpid()}-{secrets.token_hex(8)}"
+        _write_new(probe, b"")
+        try:
+            os.link(probe, probe.with_suffix(".link"))
+            probe.with_suffix(".link").unlink()
+        except OSError as e:
+            if e.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            return False
+        finally:
+            probe.unlink()
+        return True
+
+    def _create_by_link(self, final: Path, body: Body) -> int:
+        folder = self.root / _TMP
+        self._make_folder(folder)
+        temporary = folder / f"{os.getpid()}-{secrets.token_hex(8)}"
+        try:
+            size = _write_new(temporary, body)
+            os.link(temporary, final)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                temporary.unlink()
+        _sync_folder(final.parent)
+        return size
+
+    def _create_in_place(self, final: Path, body: Body) -> int:
+        try:
+            size = _write_new(final, body)
+        except FileExistsError:
+            raise
+        except BaseException:
+            # The name was free a moment ago and nobody was told of it: take our torn file back.
+            with contextlib.suppress(OSError):
+                final.unlink()
+            raise
+        _sync_folder(final.parent)
+        return size
+
+    def set_aside(self, key: str) -> str:
+        """Move a torn object to `quarantine/`, never deleting it; return its new key.
+
+        Only for stores without atomic create. Raises: StoreError.
+        """
+        target = f"quarantine/{secrets.token_hex(4)}/{key}"
+        try:
+            self._make_folder(self._path(target).parent)
+            self._path(key).rename(self._path(target))
+            _sync_folder(self._path(key).parent)
+        except OSError as e:
+            raise translate(e, f"cannot set {key} aside") from e
+        return target
+
+    @contextlib.contextmanager
+    def exclusive(self, name: str) -> Iterator[None]:
+        """See `Backend.exclusive`; flock(2), so it ends with its process."""
+        folder = self.root / _LOCKS
+        try:
+            self._make_folder(folder)
+            fd = os.open(folder / check_key(name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as e:
+            raise translate(e, f"cannot lock {name}") from e
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as e:
+                holder = os.pread(fd, 200, 0).decode("ascii", "replace").strip() or "unknown"
+                raise BusyError(
+                    f"{name} is being worked on by another process ({holder})",
+                    hint="wait until it ends, or end it, then run the same command again",
+                ) from e
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"pid {os.getpid()}\n".encode(), 0)
+            yield
+        finally:
+            os.close(fd)
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    def read(self, key: str, limit: int) -> bytes:
+        """See `Backend.read`."""
+        fd = self.open_fd(key)
+        try:
+            with os.fdopen(fd, "rb", buffering=0) as f:
+                size = os.fstat(fd).st_size
+                if size > limit:
+                    raise StoreError(f"{key} has {size} bytes, more than the {limit} it may have")
+                return f.read(limit + 1) or b""
+        except OSError as e:
+            raise translate(e, f"cannot read {key}") from e
+
+    def open_fd(self, key: str) -> int:
+        """See `Backend.open_fd`; a symbolic link or special file is never followed."""
+        try:
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+            fd = os.open(self._path(key), flags)
+        except (FileNotFoundError, NotADirectoryError) as e:
+            raise ObjectNotFoundError(f"{key} is missing from {self.root}") from e
+        except OSError as e:
+            raise translate(e, f"cannot read {key}") from e
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise StoreError(f"{key} is not a regular file")
+        return fd
+
+    def list(self, prefix: str) -> Iterator[Stored]:
+        """See `Backend.list`."""
+        for key, entry in self._walk(check_key(prefix)):
+            if entry.is_file(follow_symlinks=False) and _KEY.fullmatch(key):
+                yield Stored(key, entry.stat(follow_symlinks=False).st_size)
+
+    def strays(self, prefix: str) -> Iterator[str]:
+        """See `Backend.strays`."""
+        for key, entry in self._walk(check_key(prefix)):
+            if not entry.is_file(follow_symlinks=False) or not _KEY.fullmatch(key):
+                yield key
+
+    def _walk(self, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+        try:
+            entries = sorted(os.scandir(self._path(prefix)), key=lambda e: e.name)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as e:
+            raise translate(e, f"cannot list {prefix}") from e
+        for entry in entries:
+            key = f"{prefix}/{entry.name}"
+            if entry.is_dir(follow_symlinks=False) and _KEY.fullmatch(key):
+                yield from self._walk(key)
+            else:
+                yield key, entry
+
+    # -- folders ---------------------------------------------------------------------------------
+
+    def _path(self, key: str) -> Path:
+        return self.root / check_key(key)
+
+    def _make_folder(self, folder: Path) -> None:
+        if folder in self._made:
+            return
+        missing = []
+        at = folder
+        while not at.is_dir():
+            missing.append(at)
+            at = at.parent
+        for part in reversed(missing):
+            with contextlib.suppress(FileExistsError):
+                part.mkdir(mode=0o750)
+            _sync_folder(part.parent)
+        self._made.add(folder)
+
+
+def _write_new(path: Path, body: Body) -> int:
+    """Write a file that must not exist yet; return its size, on disk."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o440)
+    try:
+        size = 0
+        for part in (body,) if isinstance(body, (bytes, bytearray, memoryview)) else body:
+            with memoryview(part) as view:
+                for start, end in _data_runs(view):
+                    while start < end:
+                        start += os.pwrite(fd, view[start:end], size + start)
+                size += len(view)
+        os.ftruncate(fd, size)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    return size
+
+
+def _data_runs(view: memoryview) -> Iterator[tuple[int, int]]:
+    """Yield (start, end) of what is worth writing; 64 KiB pieces of zeros become file holes."""
+    if len(view) < 16 * _PIECE:
+        yield 0, len(view)
+        return
+    start = None
+    for at in range(0, len(view), _PIECE):
+        piece = view[at : at + _PIECE]
+        if len(piece) == _PIECE and _ZEROS == piece:  # noqa: SIM300 (this order is a memcmp)
+            if start is not None:
+                yield start, at
+                start = None
+        elif start is None:
+            start = at
+    if start is not None:
+        yield start, len(view)
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def translate(e: OSError, what: str) -> StoreError:
+    """Return the store's error for an operating-system error, with the next thing to do."""
+    reason = e.strerror or str(e)
+    if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return StoreFullError(
+            f"{what}: {reason}",
+            hint="free or add space, then run the same command again; it continues",
+        )
+    if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return StoreError(
+            f"{what}: {reason}", hint="check who owns the store and that it is mounted writable"
+        )
+    return StoreError(f"{what}: {reason}")
+
+
+def sha256_of(backend: Backend, key: str) -> tuple[str, int]:
+    """Return (SHA-256, size) of an object, read in chunks.
+
+    Raises: ObjectNotFoundError, StoreError.
+    """
+    fd = backend.open_fd(key)
+    try:
+        return sha256_of_fd(fd)
+    except OSError as e:
+        raise translate(e, f"cannot read {key}") from e
+    finally:
+        os.close(fd)
+
+
+def sha256_of_fd(fd: int) -> tuple[str, int]:
+    """Return (SHA-256, size) of an open file from its start; file holes are hashed, not read.
+
+    Raises: OSError.
+    """
+    digest = LinearDigest()
+    buffer = bytearray(_CHUNK)
+    at, size = 0, os.fstat(fd).st_size
+    with memoryview(buffer) as view:
+        while at < size:
+            data = min(_next_data(fd, at), size)
+            digest.zeros(data - at)
+            at = data
+            n = os.preadv(fd, [view], at) if at < size else 0
+            digest.update(view[:n])
+            at += n
+            if n == 0:
+                size = min(size, at)
+    return digest.results()["sha256"], at
+
+
+def _next_data(fd: int, at: int) -> int:
+    """First offset that may hold data; the end of the file if there is none."""
+    try:
+        return os.lseek(fd, at, os.SEEK_DATA)
+    except OSError as e:
+        if e.errno == errno.ENXIO:
+            return os.fstat(fd).st_size
+        if e.errno == errno.EINVAL:
+            return at
+        raise

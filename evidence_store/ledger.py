@@ -1,0 +1,371 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ledger: one signed file per custody event, created once, each naming the whole one before.
+
+Invariants
+    - `ledger/<seq:016d>.note`, seq from 0 without a gap; `prev` is SHA-256 of the whole previous
+      file, so signatures are chained too.
+    - Entry 0 is `case.opened`; it lists the first keys. A later key is allowed by `key.added`,
+      signed by a key already allowed; `key.revoked` ends it for later entries.
+    - An append is retried with the same `id` until that id stands in the ledger once: a lost answer
+      never makes a second entry. There is no lock: the create is the lock.
+
+Source: docs/format.md §3; Tessera ("already exists with identical bytes" is success).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import random
+import re
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from evidence_store.backend import (
+    AmbiguousWriteError,
+    Backend,
+    LocalBackend,
+    ObjectNotFoundError,
+)
+from evidence_store.checkpoint import EMPTY_ROOT, Tree, leaf_hash
+from evidence_store.errors import (
+    AlreadyExistsError,
+    CaseClosedError,
+    IntegrityError,
+    LedgerError,
+    SigningKeyError,
+    StoreError,
+)
+from evidence_store.model import (
+    ZERO_DIGEST,
+    Action,
+    Actor,
+    Authority,
+    Clock,
+    CustodyEvent,
+    Tool,
+    format_time,
+    parse_event,
+)
+from evidence_store.sign import (
+    MAX_NOTE_BYTES,
+    PublicKey,
+    Signer,
+    parse_note,
+    sign_note,
+    verify_note,
+)
+
+_FILE = re.compile(r"[0-9]{16}\.note")
+_ATTEMPTS = 60
+# What may still be recorded after a case was sealed: looking at it, handing it on, disposing of it.
+_AFTER_SEAL = {
+    "item.verified", "item.accessed", "item.exported", "item.transferred", "item.received",
+    "item.disposed", "hold.set", "hold.released", "retention.extended", "correction",
+    "recovery.noted", "review.noted", "key.added", "key.revoked",
+}  # fmt: skip
+
+
+def entry_name(seq: int) -> str:
+    """File name of entry `seq`."""
+    return f"{seq:016d}.note"
+
+
+@dataclass(frozen=True)
+class Logged:
+    """One verified entry: the event, SHA-256 of its file, its Merkle leaf."""
+
+    event: CustodyEvent
+    sha256: str
+    leaf: bytes
+    signed_by: str
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What the caller wants recorded; the ledger adds order, time, actor and tool."""
+
+    action: Action
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class KeyRing:
+    """Which keys may sign, as the ledger itself says, in the order it says it."""
+
+    pems: dict[str, PublicKey]
+    entry: dict[str, tuple[str, PublicKey]] = field(default_factory=dict)
+    checkpoint: dict[str, PublicKey] = field(default_factory=dict)
+    revoked: set[str] = field(default_factory=set)
+    first: str = ""
+
+    def apply(self, event: CustodyEvent) -> None:
+        """Take the key changes of a verified event.
+
+        Raises: IntegrityError if a listed key is missing from `keys/` or is another one.
+        """
+        if event.action in ("case.opened", "key.added"):
+            for allowed in event.keys or []:
+                key = self.pems.get(allowed.kid)
+                if key is None:
+                    raise IntegrityError(f"keys/{allowed.kid}.pem is missing")
+                if key.fingerprint != allowed.sha256:
+                    raise IntegrityError(f"keys/{allowed.kid}.pem is not the key that was listed")
+                if allowed.use == "entry":
+                    self.entry[allowed.kid] = (allowed.name, key)
+                else:
+                    self.checkpoint[allowed.kid] = key
+                self.first = self.first or allowed.sha256
+        elif event.action == "key.revoked":
+            for allowed in event.keys or []:
+                self.entry.pop(allowed.kid, None)
+                self.revoked.add(allowed.kid)
+
+
+def check_entry(raw: bytes, *, seq: int, prev: str, origin: str | None, ring: KeyRing) -> Logged:
+    """Return entry `seq` if everything about it holds. Pure.
+
+    1. It is a note. 2. Its text is a canonical event within the schema. 3. seq, prev and origin are
+    the expected ones. 4. Entry 0 opens the case, no other does. 5. A key allowed at this point
+    signed it, and no known key's signature is bad.
+
+    Raises: LedgerError.
+    """
+    try:
+        note = parse_note(raw)
+        event = parse_event(note.text)
+        if event.seq != seq:
+            raise IntegrityError(f"says it is entry {event.seq}")
+        if event.prev != prev:
+            raise IntegrityError("does not continue the entry before it (prev differs)")
+        if origin is not None and event.origin != origin:
+            raise IntegrityError(f"belongs to {event.origin!r}, not to {origin!r}")
+        if (event.action == "case.opened") != (seq == 0):
+            raise IntegrityError("case.opened must be the first entry, and only the first")
+        if seq == 0:
+            ring.apply(event)
+        signed_by = verify_note(note, ring.entry)
+        if seq:
+            ring.apply(event)
+    except (IntegrityError, SigningKeyError) as e:
+        raise LedgerError(
+            f"ledger entry {seq}: {e}",
+            position=seq,
+            hint="keep this copy as it is; compare it with another copy or a receipt",
+        ) from e
+    return Logged(event, hashlib.sha256(raw).hexdigest(), leaf_hash(raw), signed_by)
+
+
+@dataclass
+class Scribe:
+    """Who writes: everything that each entry of a process has in common."""
+
+    actor: Actor
+    tool: Tool
+    signer: Signer
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    clock_facts: Callable[[], Clock] = lambda: Clock(source="system")
+    new_id: Callable[[], str] = lambda: str(uuid.uuid4())
+
+
+class Ledger:
+    """The events of one case, verified as they are read.
+
+    Not shared between processes; within one, appends are serialised here.
+    """
+
+    def __init__(self, backend: Backend, case_id: str) -> None:
+        self._backend = backend
+        self._prefix = f"cases/{case_id}"
+        self._lock = threading.RLock()
+        self.case_id = case_id
+        self.origin: str | None = None
+        self.entries: list[Logged] = []
+        self.ring = KeyRing({})
+        self.roots: list[bytes] = [EMPTY_ROOT]  # root of the first n entries, by n
+        self._tree = Tree()
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    def load_keys(self) -> None:
+        """Read `keys/*.pem`; which of them count is for the ledger to say.
+
+        Raises: IntegrityError if a file is not the key its name says.
+        """
+        for stored in self._backend.list(f"{self._prefix}/keys"):
+            name = stored.key.rpartition("/")[2]
+            kid = name.removesuffix(".pem")
+            if kid in self.ring.pems:
+                continue
+            try:
+                key = PublicKey.from_pem(self._backend.read(stored.key, 4096))
+            except SigningKeyError as e:
+                raise IntegrityError(f"keys/{name}: {e}") from e
+            if name != f"{key.kid}.pem":
+                raise IntegrityError(f"keys/{name} holds the key {key.kid}")
+            self.ring.pems[kid] = key
+
+    def sync(self) -> list[Logged]:
+        """Read and verify the entries that are new since the last call; return them.
+
+        Raises: LedgerError at the first entry that does not hold; StoreError.
+        """
+        with self._lock:
+            new: list[Logged] = []
+            while True:
+                seq = len(self.entries)
+                try:
+                    raw = self._backend.read(f"{self._prefix}/ledger/{entry_name(seq)}", 1 << 20)
+                except ObjectNotFoundError:
+                    return new
+                if seq == 0 or b'"key.added"' in raw:
+                    self.load_keys()
+                logged = check_entry(
+                    raw,
+                    seq=seq,
+                    prev=self.entries[-1].sha256 if self.entries else ZERO_DIGEST,
+                    origin=self.origin,
+                    ring=self.ring,
+                )
+                if seq == 0 and not logged.event.origin.endswith(f"/cases/{self.case_id}"):
+                    raise LedgerError(
+                        f"ledger entry 0: belongs to {logged.event.origin!r}, not to case "
+                        f"{self.case_id}", position=0,
+                    )  # fmt: skip
+                self.origin = logged.event.origin
+                self.entries.append(logged)
+                self.roots.append(self._tree.add(logged.leaf))
+                new.append(logged)
+
+    def names_out_of_order(self) -> Iterable[str]:
+        """Yield what lies in `ledger/` and is no entry of the verified run 0..n-1."""
+        wanted = {entry_name(seq) for seq in range(len(self.entries))}
+        for stored in self._backend.list(f"{self._prefix}/ledger"):
+            if stored.key.rpartition("/")[2] not in wanted:
+                yield stored.key
+        yield from self._backend.strays(f"{self._prefix}/ledger")
+
+    @property
+    def events(self) -> list[CustodyEvent]:
+        """The verified events in order."""
+        return [logged.event for logged in self.entries]
+
+    @property
+    def leaves(self) -> list[bytes]:
+        """Merkle leaves in order."""
+        return [logged.leaf for logged in self.entries]
+
+    @property
+    def sealed(self) -> bool:
+        """Whether `case.sealed` has been recorded."""
+        return any(e.event.action == "case.sealed" for e in self.entries)
+
+    # -- writing ---------------------------------------------------------------------------------
+
+    def append(
+        self,
+        scribe: Scribe,
+        authority: Authority,
+        build: Callable[[], Draft | None],
+        *,
+        origin: str | None = None,
+    ) -> Logged | None:
+        """Record one event exactly once; return it, or None if `build` no longer wants it.
+
+        `build` is called again whenever another writer was faster, after that writer's entries were
+        read, so that a decision ("the next free item id") is never made on stale facts.
+
+        Raises: LedgerError, CaseClosedError, SigningKeyError, StoreError. After an error the ledger
+        is whole; running the command again is safe.
+        """
+        identity = scribe.new_id()
+        with self._lock:
+            self._sync_or_recover(scribe, authority)
+            for attempt in range(_ATTEMPTS):
+                draft = build()
+                if draft is None:
+                    return None
+                raw = self._sign(draft, identity, scribe, authority, origin)
+                key = f"{self._prefix}/ledger/{entry_name(len(self.entries))}"
+                with contextlib.suppress(AlreadyExistsError, AmbiguousWriteError):
+                    self._backend.create(key, raw)
+                for logged in self.sync():
+                    if logged.event.id == identity:
+                        return logged
+                if attempt:
+                    time.sleep(random.uniform(0, min(0.002 * 2**attempt, 0.5)))  # noqa: S311
+        raise StoreError(
+            f"{self.case_id}: the event could not be recorded in {_ATTEMPTS} attempts",
+            hint="other writers are too busy or the store does not answer; try again",
+        )
+
+    def _sync_or_recover(self, scribe: Scribe, authority: Authority) -> None:
+        """Read what is new; where creates can tear, set a torn last entry aside and say so.
+
+        With link(2) a torn entry cannot come from a crash, so it is left in place as an error.
+        """
+        try:
+            self.sync()
+            return
+        except LedgerError as e:
+            key = f"{self._prefix}/ledger/{entry_name(e.position)}"
+            after = f"{self._prefix}/ledger/{entry_name(e.position + 1)}"
+            if not isinstance(self._backend, LocalBackend) or self._backend.atomic_create:
+                raise
+            if any(stored.key == after for stored in self._backend.list(f"{self._prefix}/ledger")):
+                raise
+            raw = self._backend.read(key, 1 << 20)
+            with contextlib.suppress(IntegrityError):
+                parse_note(raw)
+                raise
+        moved = self._backend.set_aside(key)
+        facts = {"moved_to": moved, "size": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
+        note = "a torn last entry, left by an interrupted write, was set aside"
+        self.append(
+            scribe, authority, lambda: Draft("recovery.noted", {"data": facts, "note": note})
+        )
+
+    def _sign(
+        self, draft: Draft, identity: str, scribe: Scribe, authority: Authority, origin: str | None
+    ) -> bytes:
+        seq = len(self.entries)
+        if self.sealed and draft.action not in _AFTER_SEAL:
+            raise CaseClosedError(
+                f"case {self.case_id} is closed; {draft.action} is not recorded",
+                hint="open a new case and refer to this one",
+            )
+        if seq == 0:
+            if draft.action != "case.opened" or origin is None:
+                raise StoreError(f"case {self.case_id} has no ledger yet")
+            name = next(k.name for k in draft.fields["keys"] if k.use == "entry")
+        else:
+            known = self.ring.entry.get(scribe.signer.public.kid)
+            if known is None or known[1].fingerprint != scribe.signer.public.fingerprint:
+                raise SigningKeyError(
+                    f"your key {scribe.signer.public.kid} may not sign in case {self.case_id}",
+                    hint=f"ask a holder of an allowed key to run: impound key add {self.case_id} "
+                    "YOUR.pub.pem",
+                )
+            name = known[0]
+        event = CustodyEvent(
+            origin=origin or self.origin or "",
+            seq=seq,
+            prev=self.entries[-1].sha256 if self.entries else ZERO_DIGEST,
+            id=identity,
+            time=format_time(scribe.clock()),
+            clock=scribe.clock_facts(),
+            action=draft.action,
+            actor=scribe.actor,
+            authority=authority,
+            tool=scribe.tool,
+            **draft.fields,
+        )
+        raw = sign_note(event.text(), name, scribe.signer)
+        if len(raw) > MAX_NOTE_BYTES:
+            raise ValueError("a signed event is larger than a note may be")
+        return raw

@@ -1,0 +1,416 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The store: cases, and the way evidence goes in and comes out.
+
+    store = Store(backend, scribe, last_seen)
+    case = store.create_case("T-1001", authority, title="lab", contact="soc@example.org")
+    taken = case.ingest("disk", source)
+    with case.open(taken.item_id) as image: ...
+    case.seal(checkpoint_signer)
+
+Order of every change: bytes are verified, then written, then recorded. What the ledger names is
+durably stored; what is stored and not named is reported, never trusted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import uuid
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import JsonValue
+
+from evidence_store.backend import Backend, ObjectNotFoundError
+from evidence_store.case import CaseState, ItemRecord
+from evidence_store.checkpoint import (
+    Checkpoint,
+    LastSeen,
+    Sealer,
+    checkpoint_sizes,
+    read_checkpoint,
+)
+from evidence_store.digest import MAX_LIST_BYTES, SegmentList, parse_segments
+from evidence_store.errors import (
+    AlreadyExistsError,
+    CaseNotFoundError,
+    IntegrityError,
+    ItemNotFoundError,
+    StoreError,
+    StoreNotFoundError,
+)
+from evidence_store.ingest import Ingest, Ingested
+from evidence_store.item import (
+    MAX_MANIFEST_BYTES,
+    Manifest,
+    SegmentFile,
+    VerifiedSegments,
+    parse_manifest,
+)
+from evidence_store.ledger import Draft, Ledger, Logged, Scribe
+from evidence_store.model import (
+    CASE_ID,
+    AllowedKey,
+    Authority,
+    Kind,
+    StoreBinding,
+    canonical,
+    clean,
+)
+from evidence_store.sign import PublicKey, Signer
+from evidence_store.transfer import ImageSource, Progress, SetSource, StreamSource
+
+LAYOUT = 1
+
+
+@dataclass(frozen=True)
+class StoreId:
+    """The contents of `store.json`."""
+
+    layout: int
+    store_id: str
+    deployment: str
+
+    def encode(self) -> bytes:
+        """Return the bytes of `store.json`."""
+        return canonical(self.__dict__) + b"\n"
+
+
+def read_store_id(backend: Backend) -> StoreId:
+    """Return what `store.json` says.
+
+    Raises: StoreNotFoundError, IntegrityError.
+    """
+    try:
+        raw = backend.read("store.json", 4096)
+    except ObjectNotFoundError as e:
+        raise StoreNotFoundError(
+            f"no evidence store at {backend.uri}",
+            hint="name one with --store, or start one with: impound case open CASE",
+        ) from e
+    try:
+        body = json.loads(raw)
+        identity = StoreId(body["layout"], body["store_id"], body["deployment"])
+    except (ValueError, KeyError, TypeError) as e:
+        raise IntegrityError("store.json is malformed") from e
+    if identity.encode() != raw:
+        raise IntegrityError("store.json is not in canonical form")
+    if identity.layout != LAYOUT:
+        raise StoreError(f"the store has layout {identity.layout}, this version reads {LAYOUT}")
+    return identity
+
+
+@dataclass
+class Store:
+    """Cases below one backend. `scribe` may be None for reading only."""
+
+    backend: Backend
+    scribe: Scribe | None = None
+    last_seen: LastSeen | None = None
+
+    @property
+    def identity(self) -> StoreId:
+        """What `store.json` says. Raises: StoreNotFoundError, IntegrityError."""
+        return read_store_id(self.backend)
+
+    def create(self, deployment: str) -> StoreId:
+        """Write `store.json` if there is none yet; return the store's identity.
+
+        Raises: StoreError, IntegrityError.
+        """
+        identity = StoreId(LAYOUT, str(uuid.uuid4()), deployment)
+        with contextlib.suppress(AlreadyExistsError):
+            self.backend.create("store.json", identity.encode())
+        return self.identity
+
+    def case_ids(self) -> list[str]:
+        """Return the ids of all cases, sorted.
+
+        Raises: StoreNotFoundError, IntegrityError, StoreError.
+        """
+        _ = self.identity
+        first = "/ledger/0000000000000000.note"
+        return [
+            stored.key.removeprefix("cases/").removesuffix(first)
+            for stored in self.backend.list("cases")
+            if stored.key.endswith(first) and stored.key.count("/") == 3
+        ]
+
+    def create_case(
+        self,
+        case_id: str,
+        authority: Authority,
+        *,
+        deployment: str,
+        title: str = "",
+        contact: str = "",
+        checkpoint_key: PublicKey,
+    ) -> Case:
+        """Open a new case: store its public keys, then record `case.opened`.
+
+        Raises: ValueError for an id out of form; AlreadyExistsError; StoreError.
+        """
+        check_case_id(case_id)
+        scribe = self.require_scribe()
+        identity = self.create(deployment)
+        case = Case(self, case_id)
+        if case.ledger.sync():
+            raise AlreadyExistsError(
+                f"case {case_id} exists in {self.backend.uri}",
+                hint=f"look at it with: impound case show {case_id}",
+            )
+        entry_key = scribe.signer.public
+        for key in (entry_key, checkpoint_key):
+            with contextlib.suppress(AlreadyExistsError):
+                self.backend.create(f"{case.prefix}/keys/{key.kid}.pem", key.pem())
+        name = f"{identity.deployment}/entry"
+        fields: dict[str, Any] = {
+            "store": StoreBinding(**identity.__dict__),
+            "keys": [
+                allowed(entry_key, name, "entry"),
+                allowed(checkpoint_key, f"{identity.deployment}/cases/{case_id}", "checkpoint"),
+            ],
+            "data": {"title": clean(title, 200), "contact": clean(contact, 200)},
+        }
+        case.ledger.append(
+            scribe,
+            authority,
+            lambda: None if case.ledger.entries else Draft("case.opened", fields),
+            origin=f"{identity.deployment}/cases/{case_id}",
+        )
+        opened = case.ledger.entries[0].event
+        if opened.keys is None or opened.keys[0].sha256 != entry_key.fingerprint:
+            raise AlreadyExistsError(f"case {case_id} was opened by another process just now")
+        case.refresh()
+        return case
+
+    def case(self, case_id: str) -> Case:
+        """Return an existing case, its ledger verified.
+
+        Raises: CaseNotFoundError, LedgerError, IntegrityError, StoreError.
+        """
+        check_case_id(case_id)
+        _ = self.identity
+        case = Case(self, case_id)
+        case.refresh()
+        if not case.ledger.entries:
+            raise CaseNotFoundError(
+                f"no case {case_id} in {self.backend.uri}",
+                hint="impound case list shows the cases; impound case open makes one",
+            )
+        return case
+
+    def require_scribe(self) -> Scribe:
+        """Return who writes. Raises: RuntimeError for a store opened for reading only."""
+        if self.scribe is None:
+            raise RuntimeError("this store was opened for reading only")
+        return self.scribe
+
+
+def check_case_id(case_id: str) -> str:
+    """Return `case_id` if it is in form. Raises: ValueError."""
+    if not CASE_ID.fullmatch(case_id):
+        raise ValueError(
+            f"not a case id: {clean(case_id, 80)!r} (1 to 64 letters, digits, '.', '_' or '-'; "
+            "the first is not '.' or '-')"
+        )
+    return case_id
+
+
+def allowed(key: PublicKey, name: str, use: str) -> AllowedKey:
+    """Return a key as the ledger lists it."""
+    return AllowedKey.model_validate(
+        {"kid": key.kid, "sha256": key.fingerprint, "name": name, "use": use}
+    )
+
+
+@dataclass
+class Case:
+    """One case of a store. Build it with `Store.case` or `Store.create_case`."""
+
+    store: Store
+    case_id: str
+    state: CaseState = field(init=False)
+    ledger: Ledger = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.ledger = Ledger(self.store.backend, self.case_id)
+        self.state = CaseState(self.case_id)
+
+    @property
+    def prefix(self) -> str:
+        """Folder of the case in the backend."""
+        return f"cases/{self.case_id}"
+
+    @property
+    def authority(self) -> Authority:
+        """By what right entries of this case are made."""
+        return Authority(ticket=self.state.ticket, basis=self.state.basis)
+
+    def refresh(self) -> None:
+        """Read and verify what was recorded since.
+
+        Raises: LedgerError, StoreError.
+        """
+        self.ledger.sync()
+        self.state = CaseState.of(self.case_id, self.ledger.events)
+
+    def record(self, build: Callable[[], Draft | None]) -> Logged | None:
+        """Append one event; `build` sees a fresh `state` each time it is called.
+
+        Raises: as `Ledger.append`.
+        """
+
+        def decide() -> Draft | None:
+            self.state = CaseState.of(self.case_id, self.ledger.events)
+            return build()
+
+        if not self.ledger.entries:
+            self.refresh()
+        logged = self.ledger.append(self.store.require_scribe(), self.authority, decide)
+        self.state = CaseState.of(self.case_id, self.ledger.events)
+        return logged
+
+    # -- items -----------------------------------------------------------------------------------
+
+    def item(self, item_id: str) -> ItemRecord:
+        """Return what the ledger says of an item.
+
+        Raises: ItemNotFoundError.
+        """
+        try:
+            return self.state.items[item_id]
+        except KeyError:
+            raise ItemNotFoundError(
+                f"case {self.case_id} has no item {clean(item_id, 40)}",
+                hint=f"impound item list {self.case_id} shows its items",
+            ) from None
+
+    def item_prefix(self, item_id: str) -> str:
+        """Folder of an item in the backend."""
+        return f"{self.prefix}/items/{item_id}"
+
+    def manifest(self, item_id: str) -> Manifest:
+        """Return the manifest of a stored item, checked against the ledger.
+
+        Raises: ItemNotFoundError if it is not complete; IntegrityError.
+        """
+        record = self.item(item_id)
+        expected = record.manifest_sha256
+        if expected is None:
+            raise ItemNotFoundError(
+                f"item {item_id} is {record.state}, not stored yet",
+                hint="run its ingest again; it continues where it stopped",
+            )
+        raw = self._read_recorded(f"{self.item_prefix(item_id)}/manifest.json", expected,
+                                  MAX_MANIFEST_BYTES)  # fmt: skip
+        manifest = parse_manifest(raw)
+        if (manifest.case, manifest.item) != (self.case_id, item_id):
+            raise IntegrityError(f"the manifest of {item_id} describes another item")
+        return manifest
+
+    def segments(self, manifest: Manifest) -> SegmentList:
+        """Return the segment list of an item, checked against its manifest.
+
+        Raises: IntegrityError.
+        """
+        raw = self._read_recorded(f"{self.item_prefix(manifest.item)}/segments.sha256",
+                                  manifest.image_root, MAX_LIST_BYTES)  # fmt: skip
+        return parse_segments(raw)
+
+    def _read_recorded(self, key: str, expected: str, limit: int) -> bytes:
+        try:
+            raw = self.store.backend.read(key, limit)
+        except ObjectNotFoundError as e:
+            raise IntegrityError(f"{key} is missing") from e
+        actual = hashlib.sha256(raw).hexdigest()
+        if actual != expected:
+            raise IntegrityError(
+                f"{key} is not what was recorded (SHA-256 {actual}, recorded {expected})"
+            )
+        return raw
+
+    def objects(self, item_id: str) -> VerifiedSegments:
+        """Return access to the objects of an item, each verified on first touch.
+
+        Raises: ItemNotFoundError, IntegrityError.
+        """
+        manifest = self.manifest(item_id)
+        return VerifiedSegments(
+            self.store.backend, self.item_prefix(item_id), self.segments(manifest)
+        )
+
+    def open(self, item_id: str) -> SegmentFile:
+        """Return the logical bytes of an image as a seekable read-only file.
+
+        Raises: ItemNotFoundError if it is not stored, or is a file set; IntegrityError, also later
+        while reading, naming the segment.
+        """
+        manifest = self.manifest(item_id)
+        if manifest.layout != "image":
+            raise ItemNotFoundError(
+                f"item {item_id} is a file set, not an image",
+                hint=f"impound item cat {self.case_id} {item_id} --member NAME reads one file",
+            )
+        verified = VerifiedSegments(
+            self.store.backend, self.item_prefix(item_id), self.segments(manifest)
+        )
+        return SegmentFile(manifest.size, manifest.segment_size, verified.open)
+
+    # -- taking evidence -------------------------------------------------------------------------
+
+    def ingest(
+        self,
+        kind: Kind,
+        source: ImageSource | StreamSource | SetSource,
+        *,
+        again: bool = False,
+        linear: bool | None = None,
+        digests: Iterable[str] = (),
+        parents: Iterable[str] = (),
+        workers: int = 2,
+        segment_size: int | None = None,
+        read_back: bool = True,
+        facts: dict[str, JsonValue] | None = None,
+        progress: Progress = lambda _done, _total: None,
+    ) -> Ingested:
+        """Take a source into custody as one item, or go on with one that was interrupted.
+
+        Args:
+            kind: what it is.
+            source: what it is read from.
+            again: make a new item even if this source was taken before.
+            linear: force or forbid the digest of all bytes in order; None: up to 256 GiB.
+            digests: `md5`, `sha1` beside it.
+            parents: items it was derived from.
+            workers: segments in work at once; memory is about (workers + 1) * 64 MiB.
+            segment_size: other than 64 MiB, for tests.
+            read_back: read everything back from the store afterwards and record `item.verified`.
+            facts: of the acquisition, beside those of the source.
+            progress: called with (bytes done, bytes in all or None).
+
+        Raises: BusyError, SourceChangedError, CaseClosedError, StoreError, IntegrityError. What was
+        stored stays; the same call again continues.
+        """
+        return Ingest(
+            self, kind, source, list(digests), list(parents), again, linear, workers,
+            segment_size, read_back, facts or {}, progress,
+        ).run()  # fmt: skip
+
+    # -- checkpoints -----------------------------------------------------------------------------
+
+    def seal(self, signer: Signer) -> Checkpoint:
+        """Sign a checkpoint over the ledger as it is now; see `Sealer`."""
+        return Sealer(self.store.backend, signer, self.store.last_seen).seal(self)
+
+    def latest_checkpoint(self) -> Checkpoint | None:
+        """Return the newest stored checkpoint, signature and root verified, or None.
+
+        Raises: IntegrityError if one says what the ledger does not.
+        """
+        latest = None
+        for size in checkpoint_sizes(self):
+            latest = read_checkpoint(self, size)
+        return latest
