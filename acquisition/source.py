@@ -50,7 +50,7 @@ def open_source(
         path: regular file, first part of a split image (.000, .001, .aa), block device, directory.
         kind: `disk` and `memory` are taken as one image; `logs` and `record` as a set of files.
         text: what people call it; the path if empty.
-        store: directory of a local store, which must not lie inside a directory that is taken.
+        store: directory of a local store; it must not lie inside what is taken, nor hold it.
 
     Raises: SourceNotFoundError, UnsupportedSourceError, AcquisitionError.
     """
@@ -66,8 +66,8 @@ def open_source(
     except OSError as e:
         raise AcquisitionError(f"cannot look at {clean(path)}: {e.strerror}") from e
     text = text or clean(path)
+    _refuse_overlap(place, store)
     if stat.S_ISDIR(mode):
-        _refuse_store_inside(place, store)
         return Directory(place, text)
     if stat.S_ISBLK(mode):
         return BlockDevice(place, text)
@@ -215,7 +215,10 @@ class SplitImage:
         if offset >= self.size:
             return 0
         part, start = self._part(offset)
-        return part.readinto(view[: max(0, start + part.size - offset)], offset - start)
+        n = part.readinto(view[: max(0, start + part.size - offset)], offset - start)
+        if n == 0 and len(view):  # not the end of the image: the next part still has its bytes
+            raise OSError(errno.EIO, f"part {clean(part.path.name)} ended early")
+        return n
 
     def next_data(self, offset: int) -> int:
         """See `ImageSource.next_data`."""
@@ -286,43 +289,55 @@ class Directory:
         root = os.fsencode(self.root)
         if self.only is not None:
             name = os.fsencode(self.only)
-            yield self._member(os.path.join(root, name), name)  # noqa: PTH118
+            path = os.path.join(root, name)  # noqa: PTH118
+            try:
+                found = os.stat(path)  # noqa: PTH116
+            except OSError as e:
+                self._skip(name, f"not readable: {e.strerror}")
+                return
+            yield self._member(path, name, found)
             return
-        yield from self._below(root, b"")
+        yield from self._below(root)
 
-    def _below(self, folder: bytes, prefix: bytes) -> Iterator[Member]:
-        try:
-            names = sorted(os.listdir(folder))  # noqa: PTH208
-        except OSError as e:
-            self._skip(prefix or b".", f"directory not readable: {e.strerror}")
-            return
-        for base in names:
-            path, name = folder + b"/" + base, prefix + base
+    def _below(self, root: bytes) -> Iterator[Member]:
+        waiting = self._names(root, b"")  # a stack, not a recursion: evidence may be any depth deep
+        while waiting:
+            name = waiting.pop()
+            path = root + b"/" + name
             try:
                 found = os.lstat(path)
+                target = os.readlink(path) if stat.S_ISLNK(found.st_mode) else b""  # noqa: PTH115
             except OSError as e:
                 self._skip(name, f"not readable: {e.strerror}")
                 continue
             if stat.S_ISREG(found.st_mode):
-                yield self._member(path, name)
+                yield self._member(path, name, found)
             elif stat.S_ISLNK(found.st_mode):
-                target = os.readlink(path)  # noqa: PTH115
                 facts = {"type": "symlink", "target": target.decode("utf-8", "backslashreplace")}
                 yield Member(name, {**_stat_facts(found), **facts}, None)
             elif stat.S_ISDIR(found.st_mode):
                 yield Member(name, {**_stat_facts(found), "type": "directory"}, None)
-                yield from self._below(path, name + b"/")
+                waiting += self._names(path, name + b"/")
             else:
                 self._skip(name, "a socket, pipe or device; not opened")
 
-    def _member(self, path: bytes, name: bytes) -> Member:
-        found = os.lstat(path)
+    def _names(self, folder: bytes, prefix: bytes) -> list[bytes]:
+        """Names in `folder`, last first."""
+        try:
+            names = sorted(os.listdir(folder), reverse=True)  # noqa: PTH208
+        except OSError as e:
+            self._skip(prefix or b".", f"directory not readable: {e.strerror}")
+            return []
+        return [prefix + name for name in names]
+
+    def _member(self, path: bytes, name: bytes, found: os.stat_result) -> Member:
         return Member(
             name, {**_stat_facts(found), "type": "file"}, lambda: self._chunks(path, name)
         )
 
     def _chunks(self, path: bytes, name: bytes) -> Iterator[bytes]:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        # Inside a directory a link is named, not followed; a file named by itself may be one.
+        fd = _open_quietly(path, os.O_NONBLOCK | (0 if self.only else os.O_NOFOLLOW))
         with os.fdopen(fd, "rb", buffering=0) as f:
             before = os.fstat(fd)
             if not stat.S_ISREG(before.st_mode):
@@ -361,35 +376,57 @@ def split_parts(first: Path) -> list[Path]:
         _refuse_later_part(first)
         return [first]
     stem, suffix = match["stem"], match["first"]
-    siblings = {
-        p.name.removeprefix(stem): p for p in first.parent.iterdir() if p.name.startswith(stem)
-    }
-    parts = [first]
-    while (suffix := _successor(suffix)) in siblings:
-        parts.append(siblings.pop(suffix))
+    if suffix.endswith("1"):
+        _refuse_later_part(first)
+    siblings = _siblings(first, stem)
+    parts = [siblings.pop(suffix)]
+    while following := next((s for s in _followers(suffix) if s in siblings), ""):
+        parts.append(siblings.pop(following))
+        suffix = following
+    missing = _successor(suffix)
     beyond = [
-        s for s in siblings if len(s) == len(suffix) and s > suffix
-        and s.isdigit() == suffix.isdigit() and (s.isdigit() or s.isalpha())
+        s for s in siblings if len(s) == len(missing) and s > missing
+        and (s.isdigit() if missing.isdigit() else re.fullmatch("[a-z]+", s))
     ]  # fmt: skip
+    # Letters may be a word instead (disk.aaa beside disk.txt): too far off to be a part.
+    reach = max(26, 2 * (len(parts) + len(beyond)))
+    if not missing.isdigit():
+        beyond = [s for s in beyond if _ordinal(s) - _ordinal(missing) <= reach]
     if beyond:
         raise UnsupportedSourceError(
-            f"the split image {clean(first.name)} lacks part {stem}{suffix}, but has "
-            f"{stem}{min(beyond)}",
+            f"the split image {clean(first.name)} lacks part {clean(stem)}{missing}, but has "
+            f"{clean(stem)}{min(beyond)}",
             hint="find the missing part; an image with a part left out would be another image",
         )
     return parts
 
 
+def _siblings(path: Path, stem: str) -> dict[str, Path]:
+    """What stands beside `path` under a name that begins with `stem`, by the rest of the name."""
+    found = path.parent.iterdir()
+    return {p.name.removeprefix(stem): p for p in found if p.name.startswith(stem)}
+
+
 def _refuse_later_part(path: Path) -> None:
     stem, dot, suffix = path.name.rpartition(".")
-    if not dot or not re.fullmatch(r"[0-9]{3,4}", suffix):
+    if not dot or not re.fullmatch(r"[0-9]{2,4}|[a-z]{2,4}", suffix):
         return
-    for first in ("0" * len(suffix), "0" * (len(suffix) - 1) + "1"):
-        if first < suffix and (path.parent / f"{stem}.{first}").is_file():
+    siblings = _siblings(path, stem + dot)
+    zeros = "0" * len(suffix)
+    firsts = (zeros, zeros[1:] + "1") if suffix.isdigit() else ("a" * len(suffix),)
+    for first in firsts:
+        # Letters may be a word instead: a part is what follows another part.
+        follows = suffix.isdigit() or any(suffix in _followers(s) for s in siblings if s.isalpha())
+        if first < suffix and first in siblings and follows:
             raise UnsupportedSourceError(
                 f"{clean(path.name)} is a later part of a split image",
                 hint=f"name the first part: {clean(stem)}.{first}",
             )
+
+
+def _ordinal(letters: str) -> int:
+    """Position of a suffix of letters: aa is 0, ab is 1."""
+    return sum((ord(c) - ord("a")) * 26**i for i, c in enumerate(reversed(letters)))
 
 
 def _successor(suffix: str) -> str:
@@ -404,6 +441,18 @@ def _successor(suffix: str) -> str:
             return "".join(letters)
         letters[i] = "a"
     return ""
+
+
+def _followers(suffix: str) -> tuple[str, ...]:
+    """The suffixes that may come after `suffix`: the next one, and split(1)'s wider one.
+
+    split(1) keeps names in order by growing the suffix: yz is followed by zaaa, 89 by 9000.
+    """
+    following = _successor(suffix)
+    last, zero = ("9", "0") if following.isdigit() else ("z", "a")
+    if following and re.fullmatch(f"{last}+{zero}+", following):
+        return following, following + 2 * zero
+    return (following,)
 
 
 def _refuse_container(source: RawFile, path: str) -> None:
@@ -423,26 +472,39 @@ def _refuse_container(source: RawFile, path: str) -> None:
             )
 
 
-def _refuse_store_inside(place: Path, store: Path | None) -> None:
-    if store is not None and store.resolve().is_relative_to(place.resolve()):
+def _refuse_overlap(place: Path, store: Path | None) -> None:
+    if store is None:
+        return
+    inner, outer = store.resolve(), place.resolve()
+    if inner.is_relative_to(outer):
         raise UnsupportedSourceError(
             f"the evidence store {clean(str(store))} lies inside {clean(str(place))}",
             hint="name another store with --store, outside of what is taken",
         )
+    if outer.is_relative_to(inner):
+        raise UnsupportedSourceError(
+            f"{clean(str(place))} lies inside the evidence store {clean(str(store))}",
+            hint="what the store holds is in custody already; to read it use: impound item cat",
+        )
 
 
 def _open(path: Path) -> int:
-    flags = os.O_RDONLY | os.O_CLOEXEC
     try:
-        try:
-            return os.open(path, flags | os.O_NOATIME)
-        except PermissionError:  # O_NOATIME is for the owner and root only
-            return os.open(path, flags)
+        return _open_quietly(path)
     except OSError as e:
         raise AcquisitionError(
             f"cannot open {clean(str(path))}: {e.strerror}",
             hint="check its permissions; devices are usually read as root",
         ) from e
+
+
+def _open_quietly(path: Path | bytes, flags: int = 0) -> int:
+    """Open for reading without touching the access time, where that is allowed. Raises: OSError."""
+    flags |= os.O_RDONLY | os.O_CLOEXEC
+    try:
+        return os.open(path, flags | os.O_NOATIME)
+    except PermissionError:  # O_NOATIME is for the owner and root only
+        return os.open(path, flags)
 
 
 def _stat_facts(found: os.stat_result) -> dict[str, JsonValue]:

@@ -55,6 +55,10 @@ class ObjectNotFoundError(ItemNotFoundError):
     """No object under this key."""
 
 
+class UnfitObjectError(StoreError):
+    """Under this key lies what no store writes: a link, a pipe, a folder, more than it may have."""
+
+
 @dataclass(frozen=True, order=True)
 class Stored:
     """One stored object: its key and size in bytes."""
@@ -77,13 +81,13 @@ class Backend(Protocol):
     def read(self, key: str, limit: int) -> bytes:
         """Return the whole object.
 
-        Raises: ObjectNotFoundError; StoreError if it is larger than `limit` bytes or unreadable.
+        Raises: ObjectNotFoundError; UnfitObjectError, also above `limit` bytes; StoreError.
         """
 
     def open_fd(self, key: str) -> int:
         """Return a read-only descriptor of the object; the caller closes it.
 
-        Raises: ObjectNotFoundError, StoreError.
+        Raises: ObjectNotFoundError, UnfitObjectError, StoreError.
         """
 
     def list(self, prefix: str) -> Iterator[Stored]:
@@ -210,8 +214,11 @@ class LocalBackend:
                     f"{name} is being worked on by another process ({holder})",
                     hint="wait until it ends, or end it, then run the same command again",
                 ) from e
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, f"pid {os.getpid()}\n".encode(), 0)
+            except OSError as e:
+                raise translate(e, f"cannot lock {name}") from e
+            with contextlib.suppress(OSError):  # who holds it is a courtesy; the disk may be full
+                os.ftruncate(fd, 0)
+                os.pwrite(fd, f"pid {os.getpid()}\n".encode(), 0)
             yield
         finally:
             os.close(fd)
@@ -225,7 +232,9 @@ class LocalBackend:
             with os.fdopen(fd, "rb", buffering=0) as f:
                 size = os.fstat(fd).st_size
                 if size > limit:
-                    raise StoreError(f"{key} has {size} bytes, more than the {limit} it may have")
+                    raise UnfitObjectError(
+                        f"{key} has {size} bytes, more than the {limit} it may have"
+                    )
                 return f.read(limit + 1) or b""
         except OSError as e:
             raise translate(e, f"cannot read {key}") from e
@@ -238,10 +247,12 @@ class LocalBackend:
         except (FileNotFoundError, NotADirectoryError) as e:
             raise ObjectNotFoundError(f"{key} is missing from {self.root}") from e
         except OSError as e:
+            if e.errno in (errno.ELOOP, errno.ENXIO):  # a link; a socket
+                raise UnfitObjectError(f"{key} is not a regular file") from e
             raise translate(e, f"cannot read {key}") from e
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
-            raise StoreError(f"{key} is not a regular file")
+            raise UnfitObjectError(f"{key} is not a regular file")
         return fd
 
     def list(self, prefix: str) -> Iterator[Stored]:
@@ -258,7 +269,7 @@ class LocalBackend:
 
     def _walk(self, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
         try:
-            entries = sorted(os.scandir(self._path(prefix)), key=lambda e: e.name)
+            entries = sorted(os.scandir(self._path(prefix)), key=_place)
         except (FileNotFoundError, NotADirectoryError):
             return
         except OSError as e:
@@ -288,6 +299,11 @@ class LocalBackend:
                 part.mkdir(mode=0o750)
             _sync_folder(part.parent)
         self._made.add(folder)
+
+
+def _place(entry: os.DirEntry[str]) -> str:
+    """Where an entry comes in the order of whole keys: `a-b` before `a/b`."""
+    return entry.name + "/" * entry.is_dir(follow_symlinks=False)
 
 
 def _write_new(path: Path, body: Body) -> int:

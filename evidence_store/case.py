@@ -89,7 +89,11 @@ class CaseState:
         return state
 
     def apply(self, event: CustodyEvent) -> None:
-        """Take one more verified event. Events that speak of unknown items change nothing here."""
+        """Take one more verified event. Events that speak of unknown items change nothing here.
+
+        The first `item.identified` and the first `item.acquired` of an item count: a later entry
+        cannot change or hide what was recorded before it.
+        """
         if event.action == "case.opened":
             data = event.data or {}
             self.title, self.contact = str(data.get("title", "")), str(data.get("contact", ""))
@@ -97,7 +101,7 @@ class CaseState:
             self.opened = event.time
         elif event.action == "case.sealed":
             self.sealed = event.time
-        elif event.action == "item.identified" and event.item:
+        elif event.action == "item.identified" and event.item and event.item not in self.items:
             data = event.data or {}
             key, size, parents = data.get("key"), data.get("size"), data.get("parents")
             self.items[event.item] = ItemRecord(
@@ -127,7 +131,7 @@ class CaseState:
             for intent in item.intents:
                 if intent.seq in refs:
                     intent.ended_by, intent.outcome = event.seq, outcome
-            if event.action == "item.acquired":
+            if event.action == "item.acquired" and item.acquired is None:
                 item.acquired = event
         elif event.action == "item.verified":
             item.verified.append(event.seq)
@@ -136,4 +140,4 @@ class CaseState:
 
     def next_item_id(self) -> str:
         """The next free id: E0001, E0002 and so on."""
-        return f"E{len(self.items) + 1:04d}"
+        return f"E{max((int(i[1:]) for i in self.items), default=0) + 1:04d}"

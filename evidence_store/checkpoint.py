@@ -275,7 +275,7 @@ def read_checkpoint(case: Case, size: int) -> Checkpoint:
     key = f"{case.prefix}/{folder(size)}/log.note"
     raw = case.store.backend.read(key, 1 << 20)
     try:
-        checkpoint = verify_checkpoint(raw, ledger.origin or "", ledger.ring.checkpoint)
+        checkpoint = verify_checkpoint(raw, ledger.origin or "", ledger.ring.checkpoint_keys(size))
     except IntegrityError as e:
         raise IntegrityError(f"{key}: {e}") from e
     if checkpoint.size != size:
@@ -321,7 +321,8 @@ class Sealer:
         ledger = case.ledger
         if not ledger.entries:
             raise CaseNotFoundError(f"case {case.case_id} has no ledger")
-        if self.signer.public.kid not in ledger.ring.checkpoint:
+        size = len(ledger.entries)
+        if self.signer.public.kid not in ledger.ring.checkpoint_keys(size):
             raise StoreError(
                 f"key {self.signer.public.kid} may not seal case {case.case_id}",
                 hint=f"add it: impound key add {case.case_id} CHECKPOINT.pub.pem --use checkpoint",
@@ -329,7 +330,6 @@ class Sealer:
         store_id = case.store.identity.store_id
         if self.last_seen and (known := self.last_seen.get(store_id, case.case_id)):
             compare_with_checkpoint(ledger, known[0], "the checkpoint remembered by this user")
-        size = len(ledger.entries)
         sizes = checkpoint_sizes(case)
         for earlier in sizes:
             read_checkpoint(case, earlier)

@@ -28,7 +28,7 @@ SEGMENT_BYTES = 64 << 20
 MAX_LIST_BYTES = 1 << 30
 _HEADER = "# impound segments 1"
 _ZEROS = bytes(1 << 20)
-_LINE = re.compile(r"([0-9a-f]{64})  data/([0-9a-z/._-]+)")
+_LINE = re.compile(r"([0-9a-f]{64})  data/([0-9a-z_-][0-9a-z._-]*(?:/[0-9a-z_-][0-9a-z._-]*)*)")
 _HOLE = re.compile(r"# hole ([0-9a-f]{16}) ([1-9][0-9]*)")
 _GAP = re.compile(r"# unreadable (0|[1-9][0-9]*) ([1-9][0-9]*)")
 
@@ -153,7 +153,7 @@ def parse_segments(raw: bytes) -> SegmentList:
         else:
             raise IntegrityError("segments.sha256 holds a line of no known form")
     parsed = SegmentList(size, segment_size, digests, holes, gaps)
-    if size < 0 or segment_size < 0 or parsed.encode() != raw:
+    if size < 0 or segment_size < 0 or gaps != merge(gaps) or parsed.encode() != raw:
         raise IntegrityError("segments.sha256 is not in canonical form")
     if segment_size:
         _check_complete(parsed)
@@ -161,24 +161,18 @@ def parse_segments(raw: bytes) -> SegmentList:
 
 
 def _check_complete(parsed: SegmentList) -> None:
-    covered = sorted(
-        [(int(name, 16), 1) for name in parsed.digests if re.fullmatch("[0-9a-f]{16}", name)]
-        + parsed.holes
-    )
+    if not all(re.fullmatch("[0-9a-f]{16}", name) for name in parsed.digests):
+        raise IntegrityError("segments.sha256 of an image lists an object that is no segment")
+    covered = sorted([(int(name, 16), 1) for name in parsed.digests] + parsed.holes)
     at = 0
-    absent: list[int] = []
-    for first, count in covered:
-        absent.extend(range(at, first))
-        if first < at or first + count > parsed.count or len(absent) > parsed.count:
+    for first, count in [*covered, (parsed.count, 0)]:
+        if first < at or first + count > parsed.count:
             raise IntegrityError("segments.sha256 lists a segment twice or beyond the end")
+        start, end = at * parsed.segment_size, min(first * parsed.segment_size, parsed.size)
+        # Ranges are merged: what is absent in one piece is unreadable in one piece.
+        if first > at and not any(g.offset <= start and end <= g.end for g in parsed.unreadable):
+            raise IntegrityError(f"segments.sha256 does not account for segment {at}")
         at = first + count
-    absent.extend(range(at, parsed.count))
-    gaps = merge(parsed.unreadable)
-    for index in absent:
-        start = index * parsed.segment_size
-        end = start + parsed.length(index)
-        if not any(gap.offset <= start and end <= gap.end for gap in gaps):
-            raise IntegrityError(f"segments.sha256 does not account for segment {index}")
 
 
 class LinearDigest:

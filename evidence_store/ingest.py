@@ -122,7 +122,7 @@ class Ingest:
 
         def build() -> Draft | None:
             claimed.clear()
-            if unfinished := self._open(key):
+            if not self.again and (unfinished := self._open(key)):
                 claimed.append(unfinished.item_id)
                 return None
             if not self.again and (done := self._complete(key)):
@@ -261,8 +261,13 @@ class Ingest:
             "item": item_id, "refs": [intent], "result": "failed",
             "note": clean(f"{type(error).__name__}: {error}", 500),
         }  # fmt: skip
+
+        def build() -> Draft | None:
+            # What failed may have been the answer to a write that did happen.
+            return None if self.case.item(item_id).acquired else Draft("acquire.failed", fields)
+
         with contextlib.suppress(StoreError, IntegrityError):
-            self.case.record(lambda: Draft("acquire.failed", fields))
+            self.case.record(build)
 
     def _read_back(self, item_id: str, manifest: Manifest) -> None:
         findings = check_content(self.case, manifest)

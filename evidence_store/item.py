@@ -218,6 +218,10 @@ class VerifiedSegments:
         self._segments = segments
         self._seen: set[str] = set()
 
+    def names(self) -> list[str]:
+        """Return the names of all stored objects, below `data/`."""
+        return list(self._segments.digests)
+
     def open(self, index: int) -> int | None:
         """Return a descriptor of segment `index`, or None if it is not stored.
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import random
-import re
 import threading
 import time
 import uuid
@@ -31,6 +30,7 @@ from evidence_store.backend import (
     Backend,
     LocalBackend,
     ObjectNotFoundError,
+    UnfitObjectError,
 )
 from evidence_store.checkpoint import EMPTY_ROOT, Tree, leaf_hash
 from evidence_store.errors import (
@@ -61,7 +61,6 @@ from evidence_store.sign import (
     verify_note,
 )
 
-_FILE = re.compile(r"[0-9]{16}\.note")
 _ATTEMPTS = 60
 # What may still be recorded after a case was sealed: looking at it, handing it on, disposing of it.
 _AFTER_SEAL = {
@@ -101,8 +100,23 @@ class KeyRing:
     pems: dict[str, PublicKey]
     entry: dict[str, tuple[str, PublicKey]] = field(default_factory=dict)
     checkpoint: dict[str, PublicKey] = field(default_factory=dict)
-    revoked: set[str] = field(default_factory=set)
+    listed: dict[str, int] = field(default_factory=dict)  # kid -> seq of its first listing
+    revoked: dict[str, int] = field(default_factory=dict)  # kid -> seq
     first: str = ""
+
+    def checkpoint_keys(self, size: int) -> dict[str, PublicKey]:
+        """The keys that may seal the first `size` entries: listed in them, not revoked in them."""
+        return {
+            kid: key for kid, key in self.checkpoint.items()
+            if self.listed[kid] < size <= self.revoked.get(kid, size)
+        }  # fmt: skip
+
+    def copy(self) -> KeyRing:
+        """A ring to try an event on."""
+        return KeyRing(
+            self.pems, dict(self.entry), dict(self.checkpoint), dict(self.listed),
+            dict(self.revoked), self.first,
+        )  # fmt: skip
 
     def apply(self, event: CustodyEvent) -> None:
         """Take the key changes of a verified event.
@@ -116,6 +130,9 @@ class KeyRing:
                     raise IntegrityError(f"keys/{allowed.kid}.pem is missing")
                 if key.fingerprint != allowed.sha256:
                     raise IntegrityError(f"keys/{allowed.kid}.pem is not the key that was listed")
+                if allowed.kid in self.revoked:
+                    raise IntegrityError(f"key {allowed.kid} was revoked; it cannot be added again")
+                self.listed.setdefault(allowed.kid, event.seq)
                 if allowed.use == "entry":
                     self.entry[allowed.kid] = (allowed.name, key)
                 else:
@@ -124,7 +141,7 @@ class KeyRing:
         elif event.action == "key.revoked":
             for allowed in event.keys or []:
                 self.entry.pop(allowed.kid, None)
-                self.revoked.add(allowed.kid)
+                self.revoked.setdefault(allowed.kid, event.seq)
 
 
 def check_entry(raw: bytes, *, seq: int, prev: str, origin: str | None, ring: KeyRing) -> Logged:
@@ -159,6 +176,15 @@ def check_entry(raw: bytes, *, seq: int, prev: str, origin: str | None, ring: Ke
             hint="keep this copy as it is; compare it with another copy or a receipt",
         ) from e
     return Logged(event, hashlib.sha256(raw).hexdigest(), leaf_hash(raw), signed_by)
+
+
+def _is_torn(raw: bytes) -> bool:
+    """Tell whether a file is no note at all: the front of a write that did not end."""
+    try:
+        parse_note(raw)
+    except IntegrityError:
+        return True
+    return False
 
 
 @dataclass
@@ -203,11 +229,14 @@ class Ledger:
             if kid in self.ring.pems:
                 continue
             try:
-                key = PublicKey.from_pem(self._backend.read(stored.key, 4096))
-            except SigningKeyError as e:
+                pem = self._backend.read(stored.key, 4096)
+                key = PublicKey.from_pem(pem)
+            except (SigningKeyError, UnfitObjectError) as e:
                 raise IntegrityError(f"keys/{name}: {e}") from e
             if name != f"{key.kid}.pem":
                 raise IntegrityError(f"keys/{name} holds the key {key.kid}")
+            if key.pem() != pem:
+                raise IntegrityError(f"keys/{name} is not in canonical form")
             self.ring.pems[kid] = key
 
     def sync(self) -> list[Logged]:
@@ -223,6 +252,8 @@ class Ledger:
                     raw = self._backend.read(f"{self._prefix}/ledger/{entry_name(seq)}", 1 << 20)
                 except ObjectNotFoundError:
                     return new
+                except UnfitObjectError as e:
+                    raise LedgerError(f"ledger entry {seq}: {e}", position=seq) from e
                 if seq == 0 or b'"key.added"' in raw:
                     self.load_keys()
                 logged = check_entry(
@@ -244,11 +275,12 @@ class Ledger:
 
     def names_out_of_order(self) -> Iterable[str]:
         """Yield what lies in `ledger/` and is no entry of the verified run 0..n-1."""
-        wanted = {entry_name(seq) for seq in range(len(self.entries))}
-        for stored in self._backend.list(f"{self._prefix}/ledger"):
-            if stored.key.rpartition("/")[2] not in wanted:
+        folder = f"{self._prefix}/ledger"
+        wanted = {f"{folder}/{entry_name(seq)}" for seq in range(len(self.entries))}
+        for stored in self._backend.list(folder):
+            if stored.key not in wanted:
                 yield stored.key
-        yield from self._backend.strays(f"{self._prefix}/ledger")
+        yield from self._backend.strays(folder)
 
     @property
     def events(self) -> list[CustodyEvent]:
@@ -320,8 +352,7 @@ class Ledger:
             if any(stored.key == after for stored in self._backend.list(f"{self._prefix}/ledger")):
                 raise
             raw = self._backend.read(key, 1 << 20)
-            with contextlib.suppress(IntegrityError):
-                parse_note(raw)
+            if not _is_torn(raw):
                 raise
         moved = self._backend.set_aside(key)
         facts = {"moved_to": moved, "size": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
@@ -368,4 +399,10 @@ class Ledger:
         raw = sign_note(event.text(), name, scribe.signer)
         if len(raw) > MAX_NOTE_BYTES:
             raise ValueError("a signed event is larger than a note may be")
+        if draft.action in ("case.opened", "key.added"):
+            self.load_keys()
+        try:  # what a reader would refuse must not be written: it could never be taken back
+            check_entry(raw, seq=seq, prev=event.prev, origin=event.origin, ring=self.ring.copy())
+        except LedgerError as e:
+            raise ValueError(f"not recorded, nobody could read it: {e}") from e
         return raw

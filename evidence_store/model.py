@@ -45,6 +45,8 @@ Action = Literal[
     "review.noted",
 ]  # fmt: skip
 
+_TIME = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z$"
+
 Kind = Literal["disk", "memory", "logs", "record", "live", "result"]
 
 
@@ -60,7 +62,8 @@ def _clean_json(value: JsonValue) -> JsonValue:
     if isinstance(value, str):
         return _clean_text(value)
     if isinstance(value, float):
-        raise TypeError("floats have no canonical form here; use an integer of a smaller unit")
+        # Not a TypeError: pydantic turns only ValueError into a finding about the record.
+        raise ValueError("floats have no canonical form here; use a smaller unit")  # noqa: TRY004
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 2**53:
         raise ValueError("integer at or above 2**53")
     if isinstance(value, list):
@@ -70,6 +73,11 @@ def _clean_json(value: JsonValue) -> JsonValue:
         for name, part in value.items():
             _clean_text(name)
             _clean_json(part)
+    return value
+
+
+def _real_time(value: str) -> str:
+    parse_time(value)
     return value
 
 
@@ -156,7 +164,7 @@ class CustodyEvent(Closed):
     seq: Count
     prev: Sha256
     id: Annotated[str, Field(pattern=r"^[0-9a-f-]{36}$")]
-    time: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$")]
+    time: Annotated[str, Field(pattern=_TIME), AfterValidator(_real_time)]
     clock: Clock
     action: Action
     actor: Actor
@@ -238,7 +246,7 @@ def clean(text: str, limit: int | None = None) -> str:
             out.append(f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}")
         else:
             out.append(c)
-    cleaned = "".join(out)
+    cleaned = unicodedata.normalize("NFC", "".join(out))  # an accent may follow an escape
     if limit is not None and len(cleaned) > limit:
         cleaned = cleaned[: limit - 1] + "…"
     return cleaned

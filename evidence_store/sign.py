@@ -202,12 +202,23 @@ class Note:
     signatures: tuple[Signature, ...]
 
 
+def check_key_name(name: str) -> str:
+    """Return `name` if a note can carry it: not empty, no white space, no plus sign (C2SP).
+
+    Raises: ValueError.
+    """
+    if not name or "+" in name or any(c.isspace() for c in name):
+        raise ValueError(f"not a key name, it is empty or holds white space or '+': {name!r}")
+    return name
+
+
 def sign_note(text: bytes, key_name: str, signer: Signer) -> bytes:
     """Return `text` as a signed note. The signature is verified before it is returned.
 
-    Raises: SigningKeyError if what the signer returned does not verify (a wrong key behind an
-        alias, a service that hashes twice).
+    Raises: ValueError for a key name out of form; SigningKeyError if what the signer returned does
+        not verify (a wrong key behind an alias, a service that hashes twice).
     """
+    check_key_name(key_name)
     der = signer.sign(text)
     if not signer.public.verifies(der, text):
         raise SigningKeyError(f"the signature made by key {signer.public.kid} does not verify")

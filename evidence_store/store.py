@@ -17,7 +17,7 @@ import contextlib
 import hashlib
 import json
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +38,7 @@ from evidence_store.errors import (
     CaseNotFoundError,
     IntegrityError,
     ItemNotFoundError,
+    SigningKeyError,
     StoreError,
     StoreNotFoundError,
 )
@@ -59,7 +60,7 @@ from evidence_store.model import (
     canonical,
     clean,
 )
-from evidence_store.sign import PublicKey, Signer
+from evidence_store.sign import PublicKey, Signer, check_key_name
 from evidence_store.transfer import ImageSource, Progress, SetSource, StreamSource
 
 LAYOUT = 1
@@ -91,11 +92,11 @@ def read_store_id(backend: Backend) -> StoreId:
             hint="name one with --store, or start one with: impound case open CASE",
         ) from e
     try:
-        body = json.loads(raw)
-        identity = StoreId(body["layout"], body["store_id"], body["deployment"])
-    except (ValueError, KeyError, TypeError) as e:
+        identity = StoreId(**StoreBinding.model_validate_json(raw).model_dump())
+        canonical_form = identity.encode()
+    except ValueError as e:
         raise IntegrityError("store.json is malformed") from e
-    if identity.encode() != raw:
+    if canonical_form != raw:
         raise IntegrityError("store.json is not in canonical form")
     if identity.layout != LAYOUT:
         raise StoreError(f"the store has layout {identity.layout}, this version reads {LAYOUT}")
@@ -118,9 +119,10 @@ class Store:
     def create(self, deployment: str) -> StoreId:
         """Write `store.json` if there is none yet; return the store's identity.
 
-        Raises: StoreError, IntegrityError.
+        Raises: ValueError for a deployment that cannot stand in a key name; StoreError,
+        IntegrityError.
         """
-        identity = StoreId(LAYOUT, str(uuid.uuid4()), deployment)
+        identity = StoreId(LAYOUT, str(uuid.uuid4()), check_key_name(deployment))
         with contextlib.suppress(AlreadyExistsError):
             self.backend.create("store.json", identity.encode())
         return self.identity
@@ -202,6 +204,21 @@ class Store:
             )
         return case
 
+    def case_unverified(self, case_id: str) -> Case:
+        """Return a case whose ledger was not read yet, for `verify_case` to judge.
+
+        Raises: CaseNotFoundError if nothing at all is stored under that id; StoreError.
+        """
+        check_case_id(case_id)
+        case = Case(self, case_id)
+        if next(iter(self.backend.list(case.prefix)), None) is None:
+            _ = self.identity
+            raise CaseNotFoundError(
+                f"no case {case_id} in {self.backend.uri}",
+                hint="impound case list shows the cases",
+            )
+        return case
+
     def require_scribe(self) -> Scribe:
         """Return who writes. Raises: RuntimeError for a store opened for reading only."""
         if self.scribe is None:
@@ -217,6 +234,22 @@ def check_case_id(case_id: str) -> str:
             "the first is not '.' or '-')"
         )
     return case_id
+
+
+def allow_key(case: Case, key: PublicKey, use: str) -> None:
+    """Store a public key and record `key.added`. Raises: StoreError, SigningKeyError."""
+    if key.kid in case.ledger.ring.revoked:
+        raise SigningKeyError(
+            f"key {key.kid} was revoked in case {case.case_id}; it cannot be added again",
+            hint="make a new key: impound key new",
+        )
+    known = case.ledger.ring.entry if use == "entry" else case.ledger.ring.checkpoint
+    if key.kid in known:
+        raise AlreadyExistsError(f"key {key.kid} may sign in case {case.case_id} already")
+    name = f"{case.store.identity.deployment}/entry" if use == "entry" else case.ledger.origin or ""
+    with contextlib.suppress(AlreadyExistsError):
+        case.store.backend.create(f"{case.prefix}/keys/{key.kid}.pem", key.pem())
+    case.record(lambda: Draft("key.added", {"keys": [allowed(key, name, use)]}))
 
 
 def allowed(key: PublicKey, name: str, use: str) -> AllowedKey:
@@ -352,12 +385,43 @@ class Case:
         if manifest.layout != "image":
             raise ItemNotFoundError(
                 f"item {item_id} is a file set, not an image",
-                hint=f"impound item cat {self.case_id} {item_id} --member NAME reads one file",
+                hint=f"read one file: impound item cat {self.case_id} {item_id} --member NAME",
             )
         verified = VerifiedSegments(
             self.store.backend, self.item_prefix(item_id), self.segments(manifest)
         )
         return SegmentFile(manifest.size, manifest.segment_size, verified.open)
+
+    def members(self, item_id: str) -> Iterator[dict[str, Any]]:
+        """Yield the lines of a file set's `members.jsonl`, checked against the manifest.
+
+        Raises: ItemNotFoundError if it is an image; IntegrityError.
+        """
+        listed = self.manifest(item_id).members
+        if listed is None:
+            raise ItemNotFoundError(f"item {item_id} is an image, not a file set")
+        key = f"{self.item_prefix(item_id)}/members.jsonl"
+        for line in self._read_recorded(key, listed.sha256, listed.size).splitlines():
+            yield json.loads(line)
+
+    def open_member(self, item_id: str, name: str | None) -> int:
+        """Return a verified descriptor of one file of a set; of its only file if `name` is None.
+
+        Raises: ItemNotFoundError, IntegrityError, StoreError.
+        """
+        files = [m for m in self.members(item_id) if m["object"]]
+        if name is not None:
+            files = [m for m in files if m["name"] == name]
+        if len(files) != 1:
+            raise ItemNotFoundError(
+                f"item {item_id} has {len(files)} files"
+                + (f" named {clean(name, 100)}" if name is not None else ""),
+                hint=f"name one with --member: impound item members {self.case_id} {item_id}",
+            )
+        fd = self.objects(item_id).open_object(files[0]["object"])
+        if fd is None:
+            raise IntegrityError(f"{files[0]['object']} of {item_id} is listed but not stored")
+        return fd
 
     # -- taking evidence -------------------------------------------------------------------------
 

@@ -30,6 +30,7 @@ from evidence_store.digest import (
     Range,
     SegmentList,
     hole_ranges,
+    merge,
     segment_name,
 )
 from evidence_store.errors import AlreadyExistsError, SourceChangedError
@@ -95,11 +96,13 @@ class Member:
         name: original name below the source, as bytes.
         facts: type, times, mode, owner.
         chunks: its content in parts; None for what has none (a directory, a link).
+        place: object name below `data/`; None for the next free number.
     """
 
     name: bytes
     facts: Mapping[str, JsonValue]
     chunks: Callable[[], Iterator[bytes]] | None
+    place: str | None = None
 
 
 @runtime_checkable
@@ -392,7 +395,7 @@ class _ImageTaker:
             segment_size=self._segment_size,
             digests={segment_name(i): self._digests[i] for i in sorted(self._digests)},
             holes=hole_ranges(stored),
-            unreadable=[Range(g.offset, g.length) for g in gaps],
+            unreadable=merge(Range(g.offset, g.length) for g in gaps),
         )
         return Taken(
             segments=segments,
@@ -420,7 +423,8 @@ def take_set(
     digests: dict[str, str] = {}
     lines: list[bytes] = []
     failed: list[str] = []
-    existing = {stored.key.rpartition("/")[2] for stored in backend.list(f"{prefix}/data")}
+    data = f"{prefix}/data/"
+    existing = {stored.key.removeprefix(data) for stored in backend.list(f"{prefix}/data")}
     size = reused = 0
     for member in source.members():
         text = member.name.decode("utf-8", "replace")
@@ -428,7 +432,7 @@ def take_set(
         if text.encode() != member.name:
             line["name_hex"] = member.name.hex()
         if member.chunks is not None:
-            name = segment_name(len(digests))
+            name = member.place or segment_name(len(digests))
             stream = _Hashed(member.chunks())
             try:
                 reused += _take_member(backend, f"{prefix}/data/{name}", stream, name in existing)
@@ -441,6 +445,12 @@ def take_set(
                 line |= {"object": name, "size": stream.size, "sha256": stream.sha256}
         lines.append(json.dumps(line, sort_keys=True).encode() + b"\n")
         progress(size, None)
+    if gone := existing - set(digests):
+        raise SourceChangedError(
+            f"{len(gone)} files stored before are no longer in the source, or can no longer be "
+            f"read; the first is {min(gone)}",
+            hint="the source changed; take it as a new item with --again",
+        )
     body = b"".join(lines)
     put_once(backend, f"{prefix}/members.jsonl", body, hashlib.sha256(body).hexdigest())
     return Taken(

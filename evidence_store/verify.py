@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal
 
-from evidence_store.backend import ObjectNotFoundError, sha256_of
+from evidence_store.backend import ObjectNotFoundError, UnfitObjectError, sha256_of
 from evidence_store.checkpoint import (
     Checkpoint,
     compare_with_checkpoint,
@@ -104,12 +104,22 @@ def verify_case(
     deep: bool = False,
     workers: int = 2,
     progress: Callable[[int, int | None], None] = lambda _done, _total: None,
+    receipt: tuple[int, str] | None = None,
+    first_key: str | None = None,
 ) -> Verdict:
     """Verify a case; `case` need not have been refreshed. Writes nothing.
 
+    Args:
+        case: the case.
+        deep: hash all content.
+        workers: objects hashed at once.
+        progress: called with (bytes hashed, None).
+        receipt: (size, base64 root) that the ledger must extend, from a ticket or mail.
+        first_key: fingerprint that the case's first key must have.
+
     Raises: StoreError only if the store itself cannot be read.
     """
-    return _Verification(case, deep, workers, progress).run()
+    return _Verification(case, deep, workers, progress, receipt, first_key).run()
 
 
 @dataclass
@@ -118,6 +128,8 @@ class _Verification:
     deep: bool
     workers: int
     progress: Callable[[int, int | None], None]
+    receipt: tuple[int, str] | None
+    first_key: str | None
     verdict: Verdict = field(init=False)
     done: int = 0
 
@@ -130,6 +142,7 @@ class _Verification:
             self._closed_folders()
             self._checkpoints()
             self._last_seen()
+            self._expected()
             self._items()
             self._notes()
         return self.verdict
@@ -145,7 +158,7 @@ class _Verification:
         try:
             self.case.refresh()
             ledger.load_keys()
-        except IntegrityError as e:
+        except (IntegrityError, UnfitObjectError) as e:
             self._broken("ledger", str(e))
         if not ledger.entries:
             if not self.verdict.findings:
@@ -198,7 +211,7 @@ class _Verification:
             try:
                 checkpoint = read_checkpoint(case, int(folder))
                 self._proof(f"{about}/last.proof", checkpoint)
-            except (IntegrityError, ObjectNotFoundError) as e:
+            except (IntegrityError, ObjectNotFoundError, UnfitObjectError) as e:
                 self._broken(about, str(e))
                 continue
             self.verdict.sealed, self.verdict.root = checkpoint.size, checkpoint.root_text
@@ -234,6 +247,20 @@ class _Verification:
                 raise IntegrityError("the case was opened with another key when last seen")
         except (IntegrityError, StoreError) as e:
             self._broken("last seen", str(e))
+
+    def _expected(self) -> None:
+        """What the person who asks brought along: a receipt, a fingerprint."""
+        ledger = self.case.ledger
+        if self.first_key and self.first_key.lower() != ledger.ring.first:
+            self._broken("first key", f"is {ledger.ring.first}, expected {self.first_key}")
+        if self.receipt is None:
+            return
+        size, root = self.receipt
+        expected = Checkpoint(size, base64.b64decode(root), ledger.origin or "")
+        try:
+            compare_with_checkpoint(ledger, expected, "the receipt")
+        except IntegrityError as e:
+            self._broken("receipt", str(e))
 
     # -- items -----------------------------------------------------------------------------------
 
@@ -280,7 +307,7 @@ class _Verification:
         small = manifest.layout == "set" and manifest.size <= SMALL_SET_BYTES
         if self.deep or small:
             for remark in self._content(manifest, segments):
-                if remark.text not in {f.text for f in self.verdict.findings}:
+                if remark not in self.verdict.findings:
                     self.verdict.findings.append(remark)
 
     def _members(self, manifest: Manifest) -> None:

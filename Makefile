@@ -1,0 +1,83 @@
+# Every recipe works from a fresh clone. `make gameday` and `make test` need no root.
+SHELL := /bin/bash
+.ONESHELL:
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+INPUTS := pyproject.toml constraints.txt pipeline/__init__.py
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
+# What `make test` leaves to `make test-full`.
+SLOW := s3server or postgres or guest or chroot or browser or chaos
+
+.PHONY: gameday test check test-full deps fmt bench faults hostile lock dist clean help
+
+help:  ## Show the targets.
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	  || { echo "impound needs Python 3.11 to 3.13; set PYTHON=…" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV) \
+	  || { echo "cannot make a virtual environment (Debian: apt install python3-venv)" >&2; exit 1; }
+	touch $@
+
+$(VENV)/.gameday: $(VENV)/.python $(INPUTS)
+	$(PIP) install --editable '.[gameday]' --constraint constraints.txt
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.python $(INPUTS)
+	$(PIP) install --editable '.[dev,gameday]' --constraint constraints.txt
+	touch $@ $(VENV)/.gameday
+
+gameday: $(VENV)/.gameday  ## Rehearse the whole job on evidence made on the spot (no root).
+	$(BIN)/impound gameday
+
+test: $(VENV)/.dev  ## The fast tests.
+	$(PYTEST) -m 'not ($(SLOW))'
+
+test-full: $(VENV)/.dev  ## The slow tests: kills, faults, real components (root, make deps).
+	$(PYTEST) -m '$(SLOW)'
+
+check: $(VENV)/.dev  ## Lint, format, types, dependency direction.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fmt: $(VENV)/.dev  ## Format and fix what can be fixed.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+faults: $(VENV)/.dev  ## Long random fault runs: kills, failing calls, lost answers.
+	$(PYTEST) -m chaos tests/evidence_store tests/acquisition
+
+hostile: $(VENV)/.dev  ## Corrupt and hostile evidence.
+	$(PYTEST) -k 'hostile or corrupt or truncated or malformed or arbitrary' -m '$(SLOW) or not ($(SLOW))'
+
+bench: $(VENV)/.dev  ## Ours and the peer tool alternating in one run (make deps first).
+	$(BIN)/python benchmarks/run.py
+
+deps:  ## Debian packages for the slow tests and benchmarks (root).
+	apt-get update -q
+	DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends \
+	  python3-venv e2fsprogs xfsprogs ntfs-3g dosfstools mtools fdisk strace openssl dash zstd \
+	  chromium poppler-utils sleuthkit ewf-tools dc3dd shellcheck
+
+lock: $(VENV)/.python  ## Renew constraints.txt.
+	rm -rf $(VENV)-lock
+	$(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/python -m pip install --quiet --editable '.[dev,gameday]'
+	$(VENV)-lock/bin/python -m pip list --format freeze --exclude impound --exclude pip \
+	  --exclude setuptools | LC_ALL=C sort -f > constraints.txt
+	rm -rf $(VENV)-lock
+
+dist: $(VENV)/.dev  ## Wheel and source archive in dist/.
+	$(PIP) install build
+	$(BIN)/python -m build --quiet
+
+clean:  ## Remove what the other targets made, evidence excepted.
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,321 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Analysis jobs: a limited child reads an item, the parent keeps what it made as a new item.
+
+What a job made before it died is kept, and its death is a row of `coverage`. A job that made no
+rows at all from an item is a finding, not a success.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import JsonValue
+
+from analysis.errors import AnalysisError
+from evidence_store.child import Child, Limits, Outcome
+from evidence_store.ingest import Ingested
+from evidence_store.item import Manifest
+from evidence_store.ledger import Draft
+from evidence_store.model import clean
+from evidence_store.store import Case
+from evidence_store.transfer import Member
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_PART = re.compile(r"([a-z_]{1,40})/[0-9]{8}\.parquet")
+_MAX_COVERAGE = 100_000
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Job:
+    """One kind of analysis.
+
+    Attributes:
+        name: what `--jobs` calls it.
+        module: whose `main(channel)` runs in the child.
+        kinds: kinds of items it reads.
+        tables: tables it makes, beside `coverage`.
+    """
+
+    name: str
+    module: str
+    kinds: tuple[str, ...]
+    tables: tuple[str, ...]
+
+
+JOBS: Mapping[str, Job] = {
+    job.name: job for job in (Job("files", "analysis.files", ("disk",), ("files",)),)
+}  # fmt: skip
+
+
+@dataclass
+class JobResult:
+    """What a job gave.
+
+    Attributes:
+        item: the item that was read.
+        result_item: the item that holds what it made.
+        rows: table -> rows.
+        coverage: rows of the `coverage` table (of a job done before: only as many as it had gaps).
+        outcome: how the child ended; None if the same job had been done before.
+        existing: whether it had been done before, and nothing was done now.
+    """
+
+    job: str
+    item: str
+    result_item: str
+    rows: dict[str, int]
+    coverage: list[dict[str, Any]]
+    outcome: Outcome | None
+    existing: bool = False
+
+    @property
+    def result(self) -> Literal["ok", "partial", "failed"]:
+        """`failed`: no rows at all; `partial`: something was not seen."""
+        if not any(n for table, n in self.rows.items() if table != "coverage"):
+            return "failed"
+        return "partial" if self.gaps or (self.outcome and not self.outcome.ok) else "ok"
+
+    @property
+    def gaps(self) -> list[dict[str, Any]]:
+        """Coverage rows that are gaps in this evidence; the rest are limits of the method."""
+        return [row for row in self.coverage if row.get("level") != "limit"]
+
+
+@dataclass
+class _Made:
+    rows: dict[str, int] = field(default_factory=dict)
+    parts: list[str] = field(default_factory=list)
+    coverage: list[dict[str, Any]] = field(default_factory=list)
+    dropped: int = 0
+
+    def take(self, message: Mapping[str, Any], progress: Callable[[int, int | None], None]) -> None:
+        """Take one message of the child; raises TypeError, KeyError, ValueError for a bad one."""
+        kind = message["message_type"]
+        if kind == "part":
+            match = _PART.fullmatch(message["name"])
+            if match is None or match[1] != message["table"]:
+                raise ValueError("a part of no known name")
+            self.parts.append(message["name"])
+            self.rows[match[1]] = self.rows.get(match[1], 0) + int(message["rows"])
+        elif kind == "coverage":
+            if len(self.coverage) < _MAX_COVERAGE:
+                self.coverage.append(dict(message["row"]))
+            else:
+                self.dropped += 1
+        elif kind == "progress":
+            total = message["total"]
+            progress(int(message["done"]), None if total is None else int(total))
+        else:
+            raise ValueError("a message of no known type")
+
+
+def run_job(
+    case: Case,
+    job: Job,
+    item_id: str,
+    *,
+    limits: Limits | None = None,
+    again: bool = False,
+    progress: Callable[[int, int | None], None] = lambda _done, _total: None,
+    temporary: Path | None = None,
+) -> JobResult:
+    """Run a job over an item and keep what it made as a `result` item of the case.
+
+    Args:
+        case: the case; its store must be writable.
+        job: one of `JOBS`.
+        item_id: a complete item of a kind that the job reads.
+        limits: of the child.
+        again: do it even if the same job by the same tool was done on this item.
+        progress: called with (bytes done, bytes in all or None).
+        temporary: where the child works; the system's temporary directory if None.
+
+    Raises: AnalysisError if the item is of another kind; ItemNotFoundError; IntegrityError if the
+    item is not what was acquired; StoreError.
+    """
+    manifest = case.manifest(item_id)
+    if manifest.kind not in job.kinds or manifest.layout != "image":
+        raise AnalysisError(
+            f"job {job.name} reads {' or '.join(job.kinds)} images; {item_id} is "
+            f"{manifest.kind} ({manifest.layout})",
+            hint=f"impound item list {case.case_id} shows the kinds",
+        )
+    tool = case.store.require_scribe().tool
+    source = _Result(job, manifest, f"{tool.version} ({(tool.sha256 or '-')[:12]})")
+    if not again and (done := _done_before(case, source)):
+        return done
+    with tempfile.TemporaryDirectory(prefix="impound-", dir=temporary) as name:
+        folder = Path(name)
+        made = _Made()
+        child = Child(
+            module=job.module,
+            request={"item": item_id, "item_digest": manifest.image_root},
+            items={item_id: (manifest.size, manifest.segment_size, case.objects(item_id))},
+            folder=folder,
+            limits=limits or Limits(),
+            on_message=lambda message: made.take(message, progress),
+        )
+        outcome = child.run()
+        coverage = [*_of_manifest(manifest, job), *made.coverage, *_of_child(outcome, made, job)]
+        _write_coverage(folder, coverage, manifest, job.name, tool.version)
+        source.fill(folder / "out", made, coverage)
+        ingested = case.ingest("result", source, parents=[item_id], again=again, read_back=False)
+        result = JobResult(job.name, item_id, ingested.item_id,
+                           {**made.rows, "coverage": len(coverage)}, coverage, outcome)  # fmt: skip
+        _record(case, result, ingested)
+    return result
+
+
+def _done_before(case: Case, source: _Result) -> JobResult | None:
+    text = clean(source.text, 400)
+    for event in case.ledger.events:
+        data = event.data or {}
+        if event.action == "analysis.completed" and data.get("what") == text:
+            if event.item is None or case.item(event.item).disposed:
+                continue
+            rows, gaps = data.get("rows"), data.get("gaps")
+            counted = {k: v for k, v in rows.items() if isinstance(v, int)} if isinstance(
+                rows, dict) else {}  # fmt: skip
+            missed: list[dict[str, Any]] = [{}] * (gaps if isinstance(gaps, int) else 0)
+            return JobResult(source.job.name, source.manifest.item, event.item, counted,
+                             missed, None, existing=True)  # fmt: skip
+    return None
+
+
+def _record(case: Case, result: JobResult, ingested: Ingested) -> None:
+    outcome = result.outcome
+    assert outcome is not None  # noqa: S101
+    data: dict[str, JsonValue] = {
+        "job": result.job,
+        "what": clean(str(ingested.manifest.source["text"]), 400),
+        "rows": dict(result.rows),
+        "gaps": len(result.gaps),
+        "network": clean(outcome.network, 100),
+        "seconds": int(outcome.seconds),
+        "max_rss": outcome.max_rss,
+    }  # fmt: skip
+    acquired = case.item(ingested.item_id).acquired
+    fields: dict[str, Any] = {
+        "item": ingested.item_id, "data": data, "result": result.result,
+        "refs": [acquired.seq] if acquired else [],
+    }  # fmt: skip
+    if outcome.reason:
+        fields["note"] = clean(f"the job ended early: {outcome.reason}", 500)
+    case.record(lambda: Draft("analysis.completed", fields))
+
+
+def _row(job: Job, what: str, reason: str, **more: Any) -> dict[str, Any]:
+    return {"job": job.name, "what": what, "reason": reason, "count": 1, **more}
+
+
+def _of_manifest(manifest: Manifest, job: Job) -> Iterator[dict[str, Any]]:
+    """What the item itself lacks is not seen by any job over it."""
+    for gap in manifest.unreadable:
+        yield _row(job, "unreadable", f"the source could not be read here: {gap.error}",
+                   offset=gap.offset, length=gap.length)  # fmt: skip
+    more = manifest.unreadable_ranges - len(manifest.unreadable)
+    if more > 0:
+        yield {
+            **_row(job, "unreadable", "further ranges, listed in segments.sha256"),
+            "count": more,
+        }
+    for change in manifest.source_changes:
+        yield _row(job, "source-changed", f"while it was acquired, the source {change}")
+
+
+def _of_child(outcome: Outcome, made: _Made, job: Job) -> Iterator[dict[str, Any]]:
+    if not outcome.ok:
+        yield _row(job, "job-died", outcome.reason)
+    elif not made.parts:
+        yield _row(job, "no-rows", "the job ended well and made no rows")
+    if made.dropped:
+        yield {**_row(job, "coverage-cut", f"only {_MAX_COVERAGE} rows are kept"),
+               "count": made.dropped}  # fmt: skip
+
+
+def _write_coverage(
+    folder: Path, coverage: list[dict[str, Any]], manifest: Manifest, job: str, version: str
+) -> None:
+    """Write `coverage`, always, so that its absence never passes for "nothing was missed"."""
+    import pyarrow as pa
+
+    from analysis.output import write_parquet
+    from analysis.schema import TABLES
+
+    schema = TABLES["coverage"]
+    common = {"item": manifest.item, "item_digest": manifest.image_root, "tool": "impound",
+              "tool_version": version, "volume": "", "level": "gap"}  # fmt: skip
+    rows = [_fit(schema, {**common, "job": job, **row}) for row in coverage]
+    target = folder / "out/coverage/00000000.parquet"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_parquet(pa.Table.from_pylist(rows, schema=schema), target)
+
+
+def _fit(schema: pa.Schema, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row of the schema's types from what a child said."""
+    import pyarrow as pa
+
+    fitted: dict[str, Any] = {}
+    for column in schema:
+        value = row.get(column.name)
+        if value is None:
+            empty = 0 if pa.types.is_integer(column.type) else ""
+            fitted[column.name] = None if column.nullable else empty
+        elif pa.types.is_integer(column.type):
+            whole = isinstance(value, int) and abs(value) < 2**63
+            fitted[column.name] = value if whole else (None if column.nullable else 0)
+        else:
+            fitted[column.name] = clean(str(value), 4096)
+    return fitted
+
+
+class _Result:
+    """What a job made, as a source to take into custody."""
+
+    method = "tables written by a limited child process, one object a part"
+
+    def __init__(self, job: Job, manifest: Manifest, tool: str) -> None:
+        self.job = job
+        self.manifest = manifest
+        self.text = f"{job.name} of {manifest.item} by impound {tool}".strip()
+        self.identity: Mapping[str, JsonValue] | None = None
+        self.facts: Mapping[str, JsonValue] = {}
+        self._folder = Path()
+        self._parts: list[str] = []
+
+    def fill(self, folder: Path, made: _Made, coverage: list[dict[str, Any]]) -> None:
+        """Name what is to be taken: the parts that were announced, and coverage."""
+        self._folder = folder
+        self._parts = sorted({*made.parts, "coverage/00000000.parquet"})
+        self.facts = {
+            "type": "analysis", "job": self.job.name, "item": self.manifest.item,
+            "item_digest": self.manifest.image_root,
+            "rows": {**made.rows, "coverage": len(coverage)},
+        }  # fmt: skip
+
+    def members(self) -> Iterator[Member]:
+        """See `SetSource.members`."""
+        for name in self._parts:
+            yield Member(name.encode(), {"type": "file"}, partial(self._chunks, name), place=name)
+
+    def _chunks(self, name: str) -> Iterator[bytes]:
+        with (self._folder / name).open("rb") as f:
+            while chunk := f.read(_CHUNK):
+                yield chunk
+
+    def skipped(self) -> list[str]:
+        """Nothing is left out here; what the job did not see stands in `coverage`."""
+        return []
+
+    def changes(self) -> list[str]:
+        """What was made does not change."""
+        return []

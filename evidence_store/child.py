@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parsers of hostile evidence run in a limited child; it sees items through one socket.
+
+The child
+    - is `python -I` of its own, limited in address space, CPU time, wall clock, file size and open
+      files; has no network where the kernel lets us unshare it; gains no privileges; dies with its
+      parent; works in a temporary directory of its own.
+    - asks for a segment of an item and gets a read-only descriptor of it, or "not stored" (zeros).
+      The parent checks the segment's digest before it hands the descriptor over, whatever the
+      backend, so reading costs one pread(2) and a child can only ever see verified bytes.
+    - tells what it did in messages of JSON. What it says is data, never trusted: only the parent
+      stores anything.
+
+Source: unix(7) SCM_RIGHTS and SOCK_SEQPACKET; prctl(2) PR_SET_PDEATHSIG; unshare(2).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from evidence_store.errors import Error, IntegrityError
+from evidence_store.item import SegmentFile
+from evidence_store.model import clean
+
+_MESSAGE = 128 << 10
+_STDERR_TAIL = 4000
+_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
+_CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a child may use. Bytes and seconds."""
+
+    address_space: int = 4 << 30
+    cpu_s: int = 4 * 3600
+    wall_s: float = 8 * 3600
+    file_bytes: int = 8 << 30
+    open_files: int = 256
+
+
+class Objects(Protocol):
+    """Opens the objects of one item, verified: `evidence_store.item.VerifiedSegments`."""
+
+    def open_object(self, name: str) -> int | None:
+        """Return a read-only descriptor, or None if the object is not stored."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a child ended.
+
+    Attributes:
+        ok: it ended by itself, with status 0.
+        reason: in words, why not; "" if ok.
+        stderr: the end of what it printed, escaped.
+        network: "none" if it had no network, else why it could not be taken away.
+        seconds: wall clock.
+        max_rss: peak resident bytes as the child says, 0 if it died before it could.
+    """
+
+    ok: bool
+    reason: str
+    stderr: str
+    network: str
+    seconds: float
+    max_rss: int
+
+
+@dataclass
+class Child:
+    """One run of a child.
+
+    Attributes:
+        module: `module.main(channel)` is what it runs.
+        request: JSON for it.
+        items: what it may read, by item id: (size, segment size, objects).
+        folder: its working directory, where it leaves what it makes.
+        limits: what it may use.
+        on_message: called with each message, in order.
+    """
+
+    module: str
+    request: Mapping[str, Any]
+    items: Mapping[str, tuple[int, int, Objects]]
+    folder: Path
+    limits: Limits = field(default_factory=Limits)
+    on_message: Callable[[dict[str, Any]], None] = lambda _message: None
+    _max_rss: int = field(default=0, init=False)
+
+    def run(self) -> Outcome:
+        """Run it to its end, whatever that is.
+
+        Raises: IntegrityError if a segment it asked for is not what was recorded; StoreError. The
+        child is dead in any case when this returns.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        started = time.monotonic()
+        with ours, (self.folder / ".stderr").open("w+b") as stderr:
+            command = [sys.executable, "-I", "-m", "evidence_store.child",
+                       str(theirs.fileno()), str(os.getpid())]  # fmt: skip
+            with theirs:
+                process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr,
+                    pass_fds=(theirs.fileno(),), cwd=self.folder, close_fds=True,
+                    env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": str(self.folder),
+                         "TMPDIR": str(self.folder), "MPLCONFIGDIR": str(self.folder)},
+                    start_new_session=True,
+                )  # fmt: skip
+            network, problem = "unknown", "it was interrupted"
+            try:
+                ours.send(json.dumps(self._opening()).encode())
+                network, problem = self._serve(ours, started + self.limits.wall_s)
+            except (BrokenPipeError, ConnectionResetError):
+                problem = "it closed its channel"
+            finally:
+                _end(process, grace_s=0 if problem else 5)
+            stderr.seek(max(0, stderr.seek(0, os.SEEK_END) - _STDERR_TAIL))
+            said = clean(stderr.read().decode("utf-8", "backslashreplace"))
+        return Outcome(
+            ok=process.returncode == 0 and not problem,
+            reason=_reason(process.returncode, problem, said),
+            stderr=said,
+            network=network,
+            seconds=time.monotonic() - started,
+            max_rss=self._max_rss,
+        )
+
+    def _opening(self) -> dict[str, Any]:
+        items = {name: (size, segment) for name, (size, segment, _) in self.items.items()}
+        return {
+            "module": self.module, "request": dict(self.request), "items": items,
+            "limits": asdict(self.limits),
+        }  # fmt: skip
+
+    def _serve(self, sock: socket.socket, deadline: float) -> tuple[str, str]:
+        """Answer until the child closes its end; return (network, what went wrong or "")."""
+        network = "unknown"
+        poll = select.poll()
+        poll.register(sock, select.POLLIN)
+        while True:
+            left = deadline - time.monotonic()
+            if left <= 0 or not poll.poll(left * 1000):
+                return network, f"it was ended after {self.limits.wall_s:.0f} s of wall clock"
+            packet = sock.recv(_MESSAGE)
+            if not packet:
+                return network, ""
+            try:
+                message = json.loads(packet)
+                kind = message.pop("message_type")
+                if kind == "open":
+                    self._open(sock, str(message["item"]), str(message["object"]))
+                elif kind == "hello":
+                    network = clean(str(message["network"]), 200)
+                elif kind == "usage":
+                    self._max_rss = min(int(message["max_rss"]), 1 << 48)
+                else:
+                    self.on_message({"message_type": kind, **message})
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+                return network, f"it sent a malformed message ({clean(str(e), 100)})"
+
+    def _open(self, sock: socket.socket, item: str, name: str) -> None:
+        if item not in self.items:
+            sock.send(b"\x02not an item of this job")
+            return
+        fd = self.items[item][2].open_object(name)
+        if fd is None:
+            sock.send(b"\x01")
+            return
+        try:
+            socket.send_fds(sock, [b"\x00"], [fd])
+        finally:
+            os.close(fd)
+
+
+def _end(process: subprocess.Popen[bytes], grace_s: float) -> None:
+    """Make sure it and all it started are gone."""
+    try:
+        # It closed its end, so it is about to exit by itself.
+        process_fd = os.pidfd_open(process.pid)
+        try:
+            select.select([process_fd], [], [], grace_s)
+        finally:
+            os.close(process_fd)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _reason(code: int, problem: str, said: str) -> str:
+    if problem:
+        return problem
+    if code == 0:
+        return ""
+    last = said.replace("\\x0a", "\n").strip().splitlines()[-1:] or [""]
+    if code < 0:
+        names = {
+            signal.SIGXCPU: "it used up its CPU time",
+            signal.SIGXFSZ: "a file it wrote grew over its limit",
+            signal.SIGKILL: "it was killed (out of memory, or CPU time)",
+            signal.SIGSEGV: "it crashed (SIGSEGV)",
+        }
+        with contextlib.suppress(ValueError):
+            return names.get(signal.Signals(-code), f"signal {signal.Signals(-code).name}")
+    if "MemoryError" in last[0] or "bad_alloc" in said:
+        return "it ran out of the memory it may use"
+    return f"it failed: {last[0][:300]}" if last[0] else f"it ended with status {code}"
+
+
+# -- inside the child ------------------------------------------------------------------------------
+
+
+class Channel:
+    """The child's end. `request` is what the parent asked."""
+
+    def __init__(self, sock: socket.socket, opening: Mapping[str, Any]) -> None:
+        self._sock = sock
+        self._items: dict[str, tuple[int, int]] = {
+            name: (size, segment) for name, (size, segment) in opening["items"].items()
+        }
+        self.request: dict[str, Any] = dict(opening["request"])
+
+    def image(self, item: str) -> SegmentFile:
+        """Return an image item as one seekable file."""
+        size, segment_size = self._items[item]
+        return SegmentFile(
+            size, segment_size, lambda index: self.open_object(item, f"{index:016x}")
+        )
+
+    def open_object(self, item: str, name: str) -> int | None:
+        """Return a descriptor of a verified object, None if it is not stored.
+
+        Raises: IntegrityError if the parent refuses.
+        """
+        self._send({"message_type": "open", "item": item, "object": name})
+        answer, fds, _, _ = socket.recv_fds(self._sock, 4096, 1)
+        if answer[:1] == b"\x00" and fds:
+            os.set_inheritable(fds[0], False)
+            return fds[0]
+        if answer[:1] == b"\x01":
+            return None
+        raise IntegrityError(answer[1:].decode("utf-8", "replace") or "the channel is closed")
+
+    def send(self, kind: str, **fields: Any) -> None:
+        """Tell the parent something; at most 128 KiB."""
+        self._send({"message_type": kind, **fields})
+
+    def _send(self, message: dict[str, Any]) -> None:
+        self._sock.send(json.dumps(message).encode())
+
+
+def _limit(limits: Mapping[str, Any]) -> None:
+    for which, value in (
+        (resource.RLIMIT_AS, int(limits["address_space"])),
+        (resource.RLIMIT_CPU, int(limits["cpu_s"])),
+        (resource.RLIMIT_FSIZE, int(limits["file_bytes"])),
+        (resource.RLIMIT_NOFILE, int(limits["open_files"])),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        _, hard = resource.getrlimit(which)
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(which, (value, value))
+
+
+def _enclose(parent: int) -> str:
+    """Cut the network off, tie our life to the parent's; return "none" or why there is network."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    flags = _CLONE_NEWNET if os.geteuid() == 0 else _CLONE_NEWNET | _CLONE_NEWUSER
+    network = "none"
+    if libc.unshare(flags):
+        network = f"not taken away: {os.strerror(ctypes.get_errno())}"
+    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    # After unshare: a change of credentials clears it.
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
+    return network
+
+
+def main() -> None:
+    """Entry of the child: `python -I -m evidence_store.child FD PARENT_PID`."""
+    sock = socket.socket(fileno=int(sys.argv[1]))
+    network = _enclose(int(sys.argv[2]))
+    opening = json.loads(sock.recv(_MESSAGE))
+    _limit(opening["limits"])
+    channel = Channel(sock, opening)
+    channel.send("hello", network=network)
+    try:
+        importlib.import_module(opening["module"]).main(channel)
+        # Not ru_maxrss, which counts what the parent had when it forked.
+        status = Path("/proc/self/status").read_text()
+        channel.send("usage", max_rss=int(status.split("VmHWM:")[1].split()[0]) * 1024)
+    except Error as e:
+        sys.stderr.write(f"{type(e).__name__}: {e}\n")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`impound analyse`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from analysis.errors import AnalysisError
+from analysis.jobs import JOBS, Job, JobResult, run_job
+from evidence_store.store import Case
+from pipeline.cli.base import Command, Globals, pass_globals, receipt
+from pipeline.cli.case import checked
+from pipeline.errors import UsageError
+
+
+@click.command(cls=Command)
+@click.argument("case_id", metavar="CASE")
+@click.option("--item", "items", metavar="ITEM", multiple=True, help="Only these (default: all).")
+@click.option("--jobs", "names", metavar="NAME[,NAME]", default="",
+              help=f"Only these: {', '.join(JOBS)} (default: all that fit).")  # fmt: skip
+@click.option("--again", is_flag=True, help="Also where the same job was done before.")
+@pass_globals
+def analyse(options: Globals, case_id: str, items: tuple[str, ...], names: str, again: bool) -> int:
+    """Run analysis jobs over the items of a case, each in a limited process of its own.
+
+    Exit 3: done, and something was not seen (it stands in the table `coverage`).
+    """
+    chosen = _jobs(names)
+    case = options.open_store(writing=True).case(checked(case_id))
+    work = _work(case, items, chosen)
+    results: list[JobResult] = []
+    for job, item_id in work:
+        with options.progress(f"{job.name} {item_id}") as progress:
+            results.append(run_job(case, job, item_id, again=again, progress=progress))
+        if not options.as_json:
+            for line in _lines(results[-1]):
+                options.result({}, [line])
+    checkpoint = options.seal(case)
+    document = {
+        "message_type": "analysis", "case": case_id, "receipt": receipt(checkpoint),
+        "results": [_document(result) for result in results],
+    }  # fmt: skip
+    options.result(document, [])
+    if any(result.result == "failed" for result in results):
+        return AnalysisError.exit_code
+    return 3 if any(result.result == "partial" for result in results) else 0
+
+
+def _jobs(names: str) -> list[Job]:
+    wanted = [name.strip() for name in names.split(",") if name.strip()] or list(JOBS)
+    for name in wanted:
+        if name not in JOBS:
+            raise UsageError(f"no job {name!r}", hint=f"jobs: {', '.join(JOBS)}")
+    return [JOBS[name] for name in wanted]
+
+
+def _work(case: Case, items: tuple[str, ...], jobs: list[Job]) -> list[tuple[Job, str]]:
+    records = [case.item(i) for i in items] if items else list(case.state.items.values())
+    for record in records:
+        if items and record.acquired is None:
+            raise AnalysisError(
+                f"item {record.item_id} is {record.state}; it cannot be analysed yet",
+                hint="run its ingest again; it continues where it stopped",
+            )
+    work = [(job, r.item_id) for job in jobs for r in records if r.acquired and r.kind in job.kinds]
+    if not work:
+        raise AnalysisError(
+            f"case {case.case_id} has no complete item that these jobs read",
+            hint=f"impound item list {case.case_id} shows what there is",
+        )
+    return work
+
+
+def _document(result: JobResult) -> dict[str, Any]:
+    return {
+        "job": result.job, "item": result.item, "result_item": result.result_item,
+        "result": result.result, "existing": result.existing, "rows": result.rows,
+        "coverage": result.coverage if not result.existing else None,
+        "seconds": round(result.outcome.seconds, 3) if result.outcome else None,
+        "network": result.outcome.network if result.outcome else None,
+    }  # fmt: skip
+
+
+def _lines(result: JobResult) -> list[str]:
+    rows = (
+        ", ".join(f"{n} {t}" for t, n in sorted(result.rows.items()) if t != "coverage") or "none"
+    )
+    if result.existing:
+        return [f"{result.job} of {result.item} was done before: {result.result_item} ({rows})",
+                "  (--again does it again)"]  # fmt: skip
+    lines = [f"{result.job} of {result.item}: {result.result_item}, rows: {rows}"]
+    if result.outcome and result.outcome.network != "none":
+        lines.append(f"  the job's network could not be taken away ({result.outcome.network})")
+    shown = result.gaps[:10]
+    lines += [f"  GAP: {row['what']}: {row['reason']}" for row in shown]
+    if len(result.gaps) > len(shown):
+        lines.append(f"  and {len(result.gaps) - len(shown)} more in the table coverage")
+    return lines

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`impound case …` and `impound seal`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from evidence_store.ledger import Draft
+from evidence_store.model import Authority, CustodyEvent, clean
+from evidence_store.store import check_case_id
+from pipeline.cli.base import Command, Globals, Group, human, pass_globals, receipt, table
+from pipeline.errors import UsageError
+
+
+@click.group(cls=Group)
+def case() -> None:
+    """Open, list, show and close cases."""
+
+
+def checked(case_id: str) -> str:
+    """Return a case id in form. Raises: UsageError."""
+    try:
+        return check_case_id(case_id)
+    except ValueError as e:
+        raise UsageError(str(e)) from e
+
+
+@case.command("open")
+@click.argument("case_id", metavar="CASE")
+@click.option("--ticket", help="Ticket that this is done under (default: CASE).")
+@click.option("--title", default="", help="What the case is about.")
+@click.option("--contact", default="", help="Whom to notify.")
+@click.option("--authority", default="", help="Legal basis, or who ordered it.")
+@pass_globals
+def open_(
+    options: Globals, case_id: str, ticket: str | None, title: str, contact: str, authority: str
+) -> None:
+    """Open a case, and the store if there is none yet."""
+    checked(case_id)
+    session = options.session
+    _offer_keys(options)
+    store = session.open_store(writing=True)
+    opened = store.create_case(
+        case_id,
+        Authority(ticket=clean(ticket or case_id, 100), basis=clean(authority, 200)),
+        deployment=session.settings.deployment,
+        title=title,
+        contact=contact,
+        checkpoint_key=session.public_key("checkpoint"),
+    )
+    checkpoint = options.seal(opened)
+    first = opened.ledger.ring.first
+    options.result(
+        {"case": case_id, "store": store.backend.uri, "origin": opened.ledger.origin,
+         "first_key": first, "receipt": receipt(checkpoint)},
+        [f"case {case_id} is open in {store.backend.uri}",
+         f"first key {first}",
+         "  (write this fingerprint into the ticket: it is how others know the ledger is yours)"],
+    )  # fmt: skip
+
+
+def _offer_keys(options: Globals) -> None:
+    """Make the local keys on first use, if somebody can give a passphrase for them."""
+    session = options.session
+    missing = session.missing_keys()
+    if not missing:
+        return
+    if not (session.passphrase.unattended or options.yes):
+        if not session.passphrase.interactive:
+            raise UsageError(
+                "there are no signing keys yet",
+                hint="make them with: impound key new (with IMPOUND_PASSPHRASE_FILE if unattended)",
+            )
+        names = " and ".join(missing)
+        click.confirm(f"No signing key ({names}) yet. Make it now?", abort=True, err=True)
+    for name, key in session.make_keys().items():
+        options.say(f"made {name} key {key.fingerprint}")
+
+
+@case.command("list")
+@pass_globals
+def list_(options: Globals) -> None:
+    """List the cases of the store."""
+    store = options.open_store()
+    rows: list[dict[str, Any]] = []
+    for case_id in store.case_ids():
+        state = store.case(case_id).state
+        rows.append({"case": case_id, "opened": state.opened, "closed": state.sealed or None,
+                     "items": len(state.items), "title": state.title})  # fmt: skip
+    options.result(
+        {"cases": rows},
+        table(("CASE", "OPENED", "CLOSED", "ITEMS", "TITLE"),
+              [(r["case"], r["opened"], r["closed"] or "-", r["items"], r["title"]) for r in rows]),
+    )  # fmt: skip
+
+
+@case.command()
+@click.argument("case_id", metavar="CASE")
+@pass_globals
+def show(options: Globals, case_id: str) -> None:
+    """Show a case: items, ledger, last checkpoint."""
+    found = options.read_case(checked(case_id))
+    state, checkpoint = found.state, found.latest_checkpoint()
+    entries = [_entry(e.event, e.sha256) for e in found.ledger.entries]
+    items: list[dict[str, Any]] = [
+        {
+            "item": i.item_id, "kind": i.kind, "source": i.source, "state": i.state,
+            "intents": [{"seq": n.seq, "outcome": _outcome(n.outcome)} for n in i.intents],
+        }
+        for i in state.items.values()
+    ]  # fmt: skip
+    document = {
+        "case": case_id, "title": state.title, "contact": state.contact, "ticket": state.ticket,
+        "opened": state.opened, "closed": state.sealed or None, "origin": found.ledger.origin,
+        "first_key": found.ledger.ring.first, "checkpoint": receipt(checkpoint),
+        "items": items, "entries": entries,
+    }  # fmt: skip
+    lines = [
+        f"case {case_id}  {state.title}",
+        f"ticket {state.ticket}  contact {state.contact or '-'}  opened {state.opened}"
+        + (f"  closed {state.sealed}" if state.sealed else ""),
+        f"first key {found.ledger.ring.first}",
+        f"checkpoint {checkpoint or 'none'}  entries {len(entries)}",
+        "",
+        *table(("ITEM", "KIND", "STATE", "ACQUISITIONS", "SOURCE"),
+               [(i["item"], i["kind"], i["state"],
+                 ", ".join(n["outcome"] for n in i["intents"]) or "-",
+                 i["source"]) for i in items]),
+        "",
+        *table(("SEQ", "TIME", "ACTION", "ITEM", "RESULT", "WHO", "NOTE"),
+               [(e["seq"], e["time"], e["action"], e["item"] or "-", e["result"], e["who"],
+                 e["note"] or "") for e in entries]),
+    ]  # fmt: skip
+    options.result(document, lines)
+
+
+def _outcome(outcome: str) -> str:
+    return {"resumed": "interrupted, resumed", "open": "interrupted"}.get(outcome, outcome)
+
+
+def _entry(event: CustodyEvent, sha256: str) -> dict[str, Any]:
+    said = event.actor.asserted
+    return {
+        "seq": event.seq, "time": event.time, "action": event.action, "item": event.item,
+        "result": event.result, "who": str(said.get("responder") or said.get("user") or ""),
+        "note": event.note, "refs": event.refs or [], "sha256": sha256,
+    }  # fmt: skip
+
+
+@case.command()
+@click.argument("case_id", metavar="CASE")
+@click.option("--note", default="", help="Why it is closed.")
+@pass_globals
+def close(options: Globals, case_id: str, note: str) -> None:
+    """Close a case: it takes no more evidence, and is sealed."""
+    found = options.open_store(writing=True).case(checked(case_id))
+    if not found.state.sealed:
+        fields = {"note": clean(note, 500)} if note else {}
+        found.record(lambda: Draft("case.sealed", dict(fields)))
+    checkpoint = options.seal(found)
+    options.result(
+        {"case": case_id, "closed": found.state.sealed, "receipt": receipt(checkpoint)},
+        [f"case {case_id} closed {found.state.sealed}"],
+    )
+
+
+@click.command(cls=Command)
+@click.argument("case_id", metavar="CASE")
+@pass_globals
+def seal(options: Globals, case_id: str) -> None:
+    """Sign a checkpoint over a case's ledger and print the receipt."""
+    found = options.read_case(checked(case_id))
+    checkpoint = found.seal(options.session.signer("checkpoint"))
+    options.result(
+        {"case": case_id, "receipt": receipt(checkpoint)},
+        [f"receipt {case_id} {checkpoint}"],
+    )
+
+
+def size_cell(size: int | None) -> str:
+    """Return a size for a table cell."""
+    return "-" if size is None else human(size)

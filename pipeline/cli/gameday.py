@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`impound gameday`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from pipeline.cli.base import Command, Globals, pass_globals, table
+from pipeline.errors import UsageError
+from pipeline.gameday.scorecard import Scorecard, Step
+
+SCENARIOS = {"offline": "a disk image into custody, analysed, reported, verified, attacked"}
+
+
+@click.command(cls=Command)
+@click.argument("scenario", type=click.Choice(list(SCENARIOS)), default="offline")
+@click.option("--seed", type=int, default=1, show_default=True, help="For the traces.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR",
+              help="Where to work (default: gameday/<UTC time>).")  # fmt: skip
+@pass_globals
+def gameday(options: Globals, scenario: str, seed: int, output: Path | None) -> int:
+    """Rehearse the whole job on evidence made for it; end with a scorecard.
+
+    Uses keys and a store of its own; nothing of yours is touched. Exit 0 when every step that can
+    be rehearsed here passed.
+    """
+    from pipeline.gameday.offline import OfflineGameDay, write_scorecard
+
+    folder = output or Path("gameday") / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+    if folder.exists():
+        raise UsageError(f"{folder} exists", hint="name a new folder with --output")
+
+    def told(step: Step) -> None:
+        options.say(f"{step.outcome:6} {step.seconds:7.2f} s  {step.name}  {step.detail}")
+
+    def progress(_label: str) -> Callable[[int, int | None], None]:
+        return lambda _done, _total: None
+
+    card = Scorecard(scenario, seed, str(folder), on_step=told)
+    OfflineGameDay(folder, options.session, seed, progress, card).run()
+    path = write_scorecard(card)
+    options.result({"message_type": "gameday", "scorecard": card.document()}, _lines(card, path))
+    return 0 if card.passed else 1
+
+
+def _lines(card: Scorecard, path: Path) -> list[str]:
+    failed = [s for s in card.steps if s.outcome != "ok"]
+    return [
+        "",
+        *table(("STEP", "OUTCOME", "SECONDS"),
+               [(s.name, s.outcome, f"{s.seconds:.2f}") for s in card.steps]),
+        "",
+        *table(("PLANTED TRACE", "FOUND", "WHERE"),
+               [(p.name, "yes" if p.found else "MISSED", p.where) for p in card.planted]),
+        "",
+        "not rehearsed here:",
+        *[f"  {what}" for what in card.not_rehearsed],
+        "",
+        *[f"FAILED {s.name}: {s.detail}" for s in failed],
+        f"scorecard {path}",
+        f"report    {card.report or 'none'}",
+        f"game day {'passed' if card.passed else 'FAILED'}: "
+        f"{len(card.steps) - len(failed)} of {len(card.steps)} steps, "
+        f"{sum(p.found for p in card.planted)} of {len(card.planted)} traces, "
+        f"custody verdict {card.verdict or 'none'}",
+    ]  # fmt: skip

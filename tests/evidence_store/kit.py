@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Building blocks for store tests: a small case on disk, fake sources, ways to damage it."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from evidence_store.backend import Backend, LocalBackend
+from evidence_store.checkpoint import LastSeen
+from evidence_store.ledger import Draft, Scribe, entry_name
+from evidence_store.model import Actor, Authority, Tool
+from evidence_store.sign import LocalSigner
+from evidence_store.store import Case, Store
+from evidence_store.transfer import Member
+from evidence_store.verify import Verdict, verify_case
+
+SEGMENT = 65536
+CASE = "T-1001"
+AUTHORITY = Authority(ticket="T-1001", basis="warrant 17")
+
+
+def make_signer(number: int) -> LocalSigner:
+    """The same key for the same number, so that a failure can be repeated."""
+    return LocalSigner(ec.derive_private_key(number, ec.SECP256R1()))
+
+
+ENTRY, CHECKPOINT, STRANGER, SECOND = (make_signer(n) for n in (1001, 1002, 1003, 1004))
+
+
+class FakeClock:
+    """One second later at each look, unless set."""
+
+    def __init__(self) -> None:
+        self.now = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+    def __call__(self) -> datetime:
+        self.now += timedelta(seconds=1)
+        return self.now
+
+
+def fake_ids(seed: str = "") -> Callable[[], str]:
+    count = itertools.count()
+    return lambda: str(uuid.uuid5(uuid.NAMESPACE_URL, f"{seed}{next(count)}"))
+
+
+def make_scribe(signer: LocalSigner = ENTRY, seed: str = "") -> Scribe:
+    return Scribe(
+        Actor(asserted={"user": "examiner"}, host={"name": "lab"}),
+        Tool(name="impound", version="0"),
+        signer,
+        clock=FakeClock(),
+        new_id=fake_ids(seed),
+    )
+
+
+@dataclass
+class World:
+    """One store with one open case."""
+
+    root: Path
+    store: Store
+    case: Case
+    scribe: Scribe
+
+    @property
+    def folder(self) -> Path:
+        return self.root / "cases" / CASE
+
+    def note(self, text: str = "x") -> None:
+        self.case.record(lambda: Draft("review.noted", {"note": text}))
+
+    def seal(self) -> None:
+        self.case.seal(CHECKPOINT)
+
+    def entry(self, seq: int) -> Path:
+        return self.folder / "ledger" / entry_name(seq)
+
+    def verify(self, *, deep: bool = True, last_seen: LastSeen | None = None) -> Verdict:
+        return verify(self.root, deep=deep, last_seen=last_seen)
+
+    def copy(self, to: Path) -> World:
+        shutil.copytree(self.root, to, symlinks=True)
+        store = Store(LocalBackend(to), self.scribe)
+        return World(to, store, Case(store, CASE), self.scribe)
+
+
+def make_world(
+    root: Path,
+    *,
+    backend: Backend | None = None,
+    last_seen: LastSeen | None = None,
+    deployment: str = "local",
+    scribe: Scribe | None = None,
+) -> World:
+    scribe = scribe or make_scribe()
+    store = Store(backend or LocalBackend(root), scribe, last_seen)
+    case = store.create_case(
+        CASE, AUTHORITY, deployment=deployment, title="lab", contact="soc@example.org",
+        checkpoint_key=CHECKPOINT.public,
+    )  # fmt: skip
+    return World(root, store, case, scribe)
+
+
+def verify(
+    root: Path, *, deep: bool = True, last_seen: LastSeen | None = None, case_id: str = CASE
+) -> Verdict:
+    """Verify as a stranger would: nothing of the writer's memory is used."""
+    return verify_case(Case(Store(LocalBackend(root), None, last_seen), case_id), deep=deep)
+
+
+def fill(world: World) -> None:
+    """Two items: an image with a hole, a zero segment and an unreadable gap, and a file set."""
+    data = pattern(SEGMENT) + bytes(2 * SEGMENT) + pattern(3 * SEGMENT // 2, 7)
+    image = FakeImage(data, holes=[(SEGMENT, SEGMENT)], bad=[(3 * SEGMENT + 4096, 4096)])
+    world.case.ingest("disk", image, segment_size=SEGMENT)
+    files = {b"etc/hosts": pattern(300), b"bad\xff\nname": b"", b"var/log/syslog": pattern(5000, 3)}
+    world.case.ingest("logs", FakeSet(files))
+    world.seal()
+
+
+def pattern(size: int, seed: int = 1) -> bytes:
+    """Bytes that differ everywhere and hold no zero run."""
+    block = hashlib.sha512(bytes([seed])).digest().replace(b"\0", b"\1")
+    out = bytearray((block * (size // len(block) + 1))[:size])
+    for at in range(0, size, 4096):
+        out[at : at + 4] = (at + seed).to_bytes(4, "big")[: size - at]
+    return bytes(out)
+
+
+@dataclass
+class FakeImage:
+    """An image in memory; `bad` ranges (offset, length) raise EIO, `holes` are not to be read."""
+
+    data: bytes
+    text: str = "laptop 7"
+    holes: list[tuple[int, int]] = field(default_factory=list)
+    bad: list[tuple[int, int]] = field(default_factory=list)
+    serial: str = "S1"
+    changed: list[str] = field(default_factory=list)
+    on_read: Callable[[int], None] = lambda _offset: None
+    method: str = "a fake"
+
+    @property
+    def size(self) -> int:
+        return len(self.data)
+
+    @property
+    def facts(self) -> dict[str, str]:
+        return {"type": "fake", "serial": self.serial}
+
+    @property
+    def identity(self) -> dict[str, object] | None:
+        return {"serial": self.serial, "size": self.size}
+
+    def readinto(self, view: memoryview, offset: int) -> int:
+        self.on_read(offset)
+        end = offset + len(view)
+        for start, length in self.bad:
+            if start < end and offset < start + length:
+                raise OSError(5, "Input/output error")
+        for start, length in self.holes:
+            if start <= offset < start + length:
+                raise AssertionError(f"a hole was read: {offset}+{len(view)}")
+        part = self.data[offset:end]
+        view[: len(part)] = part
+        return len(part)
+
+    def next_data(self, offset: int) -> int:
+        for start, length in self.holes:
+            if start <= offset < start + length:
+                return start + length
+        return offset
+
+    def changes(self) -> list[str]:
+        return list(self.changed)
+
+
+@dataclass
+class FakeStream:
+    """Bytes in odd pieces, once; fails at `fails_at`."""
+
+    data: bytes
+    text: str = "pipe"
+    piece: int = 10007
+    fails_at: int | None = None
+    method: str = "a fake stream"
+    identity: None = None
+    _at: int = 0
+
+    @property
+    def facts(self) -> dict[str, str]:
+        return {"type": "stream"}
+
+    def readinto(self, view: memoryview) -> int:
+        if self.fails_at is not None and self._at >= self.fails_at:
+            raise OSError(5, "Input/output error")
+        part = self.data[self._at : self._at + min(len(view), self.piece)]
+        view[: len(part)] = part
+        self._at += len(part)
+        return len(part)
+
+    def changes(self) -> list[str]:
+        return []
+
+
+@dataclass
+class FakeSet:
+    """Files in memory; a value that is an OSError is raised while reading."""
+
+    files: dict[bytes, bytes | OSError]
+    text: str = "folder"
+    serial: str = "F1"
+    left_out: list[str] = field(default_factory=list)
+    method: str = "a fake set"
+
+    @property
+    def facts(self) -> dict[str, str]:
+        return {"type": "fake set"}
+
+    @property
+    def identity(self) -> dict[str, object] | None:
+        return {"serial": self.serial}
+
+    def members(self) -> Iterable[Member]:
+        for name in sorted(self.files):
+            yield Member(name, {"mode": "100644"}, lambda name=name: self._chunks(name))
+
+    def _chunks(self, name: bytes) -> Iterator[bytes]:
+        content = self.files[name]
+        if isinstance(content, OSError):
+            yield b"begun"
+            raise content
+        for at in range(0, len(content), 1000):
+            yield content[at : at + 1000]
+
+    def skipped(self) -> list[str]:
+        return list(self.left_out)
+
+    def changes(self) -> list[str]:
+        return []
+
+
+# -- damage ----------------------------------------------------------------------------------------
+
+
+def rewrite(path: Path, body: bytes) -> None:
+    """Replace a file, whatever its mode."""
+    path.unlink()
+    path.write_bytes(body)
+
+
+def flip(path: Path, bit: int) -> None:
+    body = bytearray(path.read_bytes())
+    body[bit // 8] ^= 1 << bit % 8
+    rewrite(path, bytes(body))
+
+
+def bits(path: Path) -> int:
+    return path.stat().st_size * 8
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    """Every file below `root` with its content."""
+    return {
+        os.path.relpath(path, root): Path(path).read_bytes()
+        for folder, _, names in os.walk(root)
+        for path in (os.path.join(folder, name) for name in names)  # noqa: PTH118
+        if Path(path).is_file() and not Path(path).is_symlink()
+    }
