@@ -23,7 +23,7 @@ from typing import Protocol, runtime_checkable
 
 from pydantic import JsonValue
 
-from evidence_store.backend import Backend, sha256_of
+from evidence_store.backend import Backend, LocalBackend, sha256_of
 from evidence_store.digest import (
     SEGMENT_BYTES,
     LinearDigest,
@@ -517,6 +517,13 @@ def put_once(
         except AlreadyExistsError:
             pass
         else:
+            return True
+    if isinstance(backend, LocalBackend) and not backend.atomic_create:
+        _, size = sha256_of(backend, key)
+        if size < len(body):
+            # Without hard links a kill can leave the beginning of an object. Nothing names it yet.
+            backend.set_aside(key)
+            backend.create(key, body)
             return True
     _compare(backend, key, sha256)
     return False

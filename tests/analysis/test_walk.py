@@ -22,13 +22,19 @@ BLOB = random.Random(1).randbytes(3 * MIB)
 SECOND = 1_000_000_000
 
 
+def below(tree):
+    """Every path below `tree`. Not rglob: in some Pythons it fails at a link with a long target."""
+    for folder, folders, files in os.walk(tree):
+        yield from (Path(folder, name) for name in folders + files)
+
+
 def digest(data):
     return hashlib.sha256(data).hexdigest()
 
 
 def expect_tree(walked, tree):
     """Hold every name of a directory against its row."""
-    for path in [tree, *sorted(tree.rglob("*"))]:
+    for path in [tree, *sorted(below(tree))]:
         row = walked[f"/{path.relative_to(tree)}" if path != tree else "/"]
         there = path.lstat()
         assert row["name_state"] == "allocated"
@@ -71,7 +77,7 @@ def fill(tree):
 def test_ext(make, tree, walk, kind, block):
     fill(tree)
     if kind != "ext4":  # no room for nanoseconds is asked for, and mke2fs writes none
-        for path in tree.rglob("*"):
+        for path in below(tree):
             os.utime(path, (1_600_000_000, 1_600_000_000), follow_symlinks=False)
     walked = walk(make.ext(tree, kind=kind, options=("-b", str(block))))
     assert walked.reasons() == ""
@@ -462,7 +468,7 @@ def test_xfs(make, xfs_tree, walk):
     image = make.xfs(xfs_proto(xfs_tree))
     walked = walk(image)
     assert {row["fs"] for row in walked.all} == {"xfs"}
-    for path in xfs_tree.rglob("*"):
+    for path in below(xfs_tree):
         row = walked[f"/{path.relative_to(xfs_tree)}"]
         there = path.lstat()
         assert row["mode"] & 0o7777 == there.st_mode & 0o777
@@ -472,7 +478,7 @@ def test_xfs(make, xfs_tree, walk):
             assert row["sha256"] == digest(path.read_bytes()), path
         elif stat.S_ISLNK(there.st_mode):
             assert row["link_target"] == str(path.readlink())
-    assert len(walked.all) == 1 + sum(1 for _ in xfs_tree.rglob("*"))
+    assert len(walked.all) == 1 + sum(1 for _ in below(xfs_tree))
     assert {gap["level"] for gap in walked.gaps} == {"limit"}
 
 

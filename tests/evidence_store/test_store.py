@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -312,6 +313,26 @@ def test_a_resume_of_a_changed_source_overwrites_nothing(world, tmp_path):
     verdict = world.verify()
     assert verdict.findings == []
     assert any("acquisition failed" in n.text for n in verdict.notes)
+
+
+def test_without_hard_links_a_torn_segment_is_set_aside_and_stored_again(tmp_path, monkeypatch):
+    def refuse(*_args, **_kwargs):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    world = kit.make_world(tmp_path / "store")
+    source = tmp_path / "disk.img"
+    source.write_bytes(pattern(4 * SEGMENT))
+    run_and_die(world, source, segment_name(2))
+    torn = world.folder / "items/E0001/data" / segment_name(1)
+    torn.chmod(0o600)
+    torn.write_bytes(pattern(4 * SEGMENT)[SEGMENT : SEGMENT + 1000])
+    world.case.refresh()
+    ingest(world, open_source(str(source), "disk"))
+    world.seal()
+    assert world.verify().outcome == "clean"
+    (kept,) = (world.root / "quarantine").rglob(segment_name(1))
+    assert kept.stat().st_size == 1000
 
 
 def test_an_acquisition_that_failed_is_continued(world):

@@ -459,7 +459,7 @@ def test_a_hostile_matplotlibrc_in_the_working_directory(quiet, quiet_page, tmp_
     first = read(quiet_page)
     (tmp_path / "matplotlibrc").write_bytes(b"\xff\xfe\nfont.size: 40\nsvg.hashsalt: evil\n")
     monkeypatch.chdir(tmp_path)
-    assert rendered(quiet, quiet_page, tmp_path / "b") == first
+    assert rendered(quiet, tmp_path / "b") == first
 
 
 def test_other_tables_are_listed(tmp_path, monkeypatch):
