@@ -67,6 +67,7 @@ def tables(case: Case, *, as_of: int | None = None) -> Iterator[duckdb.DuckDBPyC
                     parts.setdefault(table, []).append(f"/proc/self/fd/{fd}")
         # The parts are Arrow datasets over descriptors that we opened: DuckDB itself is given no
         # path, since a path it may read it may also COPY over.
+        connection.execute("SET temp_directory=''")  # else it spills into the working directory
         connection.execute("SET enable_external_access=false")
         for table, schema in TABLES.items():
             files = parts.get(table)

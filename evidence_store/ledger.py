@@ -169,6 +169,9 @@ def check_entry(raw: bytes, *, seq: int, prev: str, origin: str | None, ring: Ke
         signed_by = verify_note(note, ring.entry)
         if seq:
             ring.apply(event)
+        elif signed_by != ring.first[:8]:
+            # Its fingerprint is what people compare: it must be the key that vouches for the rest.
+            raise IntegrityError("is not signed by the first key that it lists")
     except (IntegrityError, SigningKeyError) as e:
         raise LedgerError(
             f"ledger entry {seq}: {e}",

@@ -539,3 +539,21 @@ def test_a_verification_always_ends_in_a_verdict(filled, tmp_path):
         kit.rewrite(world.root / name, body)
         assert world.verify(deep=False).outcome == "broken", (name, body[:10])
         kit.rewrite(world.root / name, whole)
+
+
+def test_a_ledger_that_lists_a_victims_key_first_is_not_the_victims(world):
+    """The attacker lists the other's public key first, and signs with an own one."""
+    from evidence_store.errors import LedgerError
+    from evidence_store.ledger import KeyRing, check_entry
+    from evidence_store.model import ZERO_DIGEST
+    from evidence_store.sign import sign_note
+    from evidence_store.store import allowed
+
+    opened = world.case.ledger.entries[0].event
+    victim = allowed(kit.SECOND.public, opened.keys[0].name, "entry")
+    event = opened.model_copy(update={"keys": [victim, *opened.keys]})
+    raw = sign_note(event.text(), opened.keys[0].name, kit.ENTRY)
+    keys = (kit.SECOND, kit.ENTRY, kit.CHECKPOINT)
+    ring = KeyRing({signer.public.kid: signer.public for signer in keys})
+    with pytest.raises(LedgerError, match="not signed by the first key"):
+        check_entry(raw, seq=0, prev=ZERO_DIGEST, origin=None, ring=ring)
