@@ -33,8 +33,9 @@ def draw(chart: dict[str, Any]) -> str:
         bottom = (0.5 + 0.86 * (len(series) - 1 - row)) / height
         axes = figure.add_axes((0.07, bottom, 0.89, 0.6 / height))
         axes.set_yscale("log")
-        axes.set_ylim(0.6, max(10.0, top * 1.8))
-        axes.set_xlim(-0.7, bins - 0.3)
+        axes.set_ylim(0.6, max(16.0, top * 1.8))
+        margin = max(0.7, (12 - bins) / 2)  # few bins: bars, not slabs
+        axes.set_xlim(-margin, bins - 1 + margin)
         shown = [(i, count) for i, count in enumerate(counts) if count]
         if shown:
             axes.bar([i for i, _ in shown], [c - 0.6 for _, c in shown], bottom=0.6,

@@ -183,7 +183,7 @@ class _Fill:
             return
         start = min(self._each("min", ">=", end - int(_WINDOW.total_seconds()) * 10**9))
         near = self._chart(f"the last 30 days before {at(end):%Y-%m-%d %H:%M}", start, end)
-        if near.unit != whole.unit:
+        if near.unit != whole.unit and len(near.starts) > 1:
             self._volume.charts.append(near)
 
     def _each(self, function: str, comparison: str, limit: int) -> list[int]:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from analysis.schema import COVERAGE_WHAT
 from evidence_store.errors import IntegrityError
 from evidence_store.ledger import Draft
 from evidence_store.store import Store
@@ -510,6 +511,10 @@ def test_limits_of_the_method_are_no_gaps(tmp_path):
     assert "Nothing is known to be missing." in page.text
     assert "Limits of the method" in page.text
     assert "slack space is not read" in page.text
+
+
+def test_every_kind_of_coverage_has_a_meaning():
+    assert set(MEANINGS) == set(COVERAGE_WHAT)
 
 
 def test_examples():
