@@ -169,9 +169,11 @@ def check_entry(raw: bytes, *, seq: int, prev: str, origin: str | None, ring: Ke
         signed_by = verify_note(note, ring.entry)
         if seq:
             ring.apply(event)
-        elif signed_by != ring.first[:8]:
+        else:
             # Its fingerprint is what people compare: it must be the key that vouches for the rest.
-            raise IntegrityError("is not signed by the first key that it lists")
+            first = ring.first[:8]
+            if all(s.kid != first for s in note.signatures) or first not in ring.entry:
+                raise IntegrityError("is not signed by the first key that it lists")
     except (IntegrityError, SigningKeyError) as e:
         raise LedgerError(
             f"ledger entry {seq}: {e}",
@@ -364,6 +366,17 @@ class Ledger:
             scribe, authority, lambda: Draft("recovery.noted", {"data": facts, "note": note})
         )
 
+    def check_may_sign(self, key: PublicKey) -> str:
+        """Return the name under which `key` signs entries now. Raises: SigningKeyError."""
+        known = self.ring.entry.get(key.kid)
+        if known is None or known[1].fingerprint != key.fingerprint:
+            raise SigningKeyError(
+                f"your key {key.kid} may not sign in case {self.case_id}",
+                hint=f"ask a holder of an allowed key to run: impound key add {self.case_id} "
+                "YOUR.pub.pem",
+            )
+        return known[0]
+
     def _sign(
         self, draft: Draft, identity: str, scribe: Scribe, authority: Authority, origin: str | None
     ) -> bytes:
@@ -378,14 +391,7 @@ class Ledger:
                 raise StoreError(f"case {self.case_id} has no ledger yet")
             name = next(k.name for k in draft.fields["keys"] if k.use == "entry")
         else:
-            known = self.ring.entry.get(scribe.signer.public.kid)
-            if known is None or known[1].fingerprint != scribe.signer.public.fingerprint:
-                raise SigningKeyError(
-                    f"your key {scribe.signer.public.kid} may not sign in case {self.case_id}",
-                    hint=f"ask a holder of an allowed key to run: impound key add {self.case_id} "
-                    "YOUR.pub.pem",
-                )
-            name = known[0]
+            name = self.check_may_sign(scribe.signer.public)
         event = CustodyEvent(
             origin=origin or self.origin or "",
             seq=seq,

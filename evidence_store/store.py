@@ -247,6 +247,7 @@ def allow_key(case: Case, key: PublicKey, use: str) -> None:
     if key.kid in known:
         raise AlreadyExistsError(f"key {key.kid} may sign in case {case.case_id} already")
     name = f"{case.store.identity.deployment}/entry" if use == "entry" else case.ledger.origin or ""
+    case.ledger.check_may_sign(case.store.require_scribe().signer.public)
     with contextlib.suppress(AlreadyExistsError):
         case.store.backend.create(f"{case.prefix}/keys/{key.kid}.pem", key.pem())
     case.record(lambda: Draft("key.added", {"keys": [allowed(key, name, use)]}))

@@ -188,7 +188,8 @@ class _Verification:
         }  # fmt: skip
         for stored in case.store.backend.list(f"{case.prefix}/keys"):
             if stored.key not in listed:
-                self._broken(stored.key, "is a key that the ledger does not name")
+                # It has no power; an append that was refused or interrupted leaves one.
+                self._note(stored.key, "is not logged: a key that the ledger does not name")
         for folder in ("keys", "checkpoints"):
             for key in case.store.backend.strays(f"{case.prefix}/{folder}"):
                 self._broken(key, "is not a regular file of the store")

@@ -380,6 +380,12 @@ check_entry() { # FILE SIZE
     esac
     store=$e_store
     add_keys && check_signatures "$entry_kids" '' || return 1
+    # The fingerprint that people compare must be of the key that vouches for the rest.
+    first_kid=${first_key%"${first_key#????????}"}
+    case " $entry_kids " in *" $first_kid "*) ;; *) first_kid= ;; esac
+    if [ -z "$first_kid" ] || ! check_signatures "$first_kid" ''; then
+      problem='is not signed by the first key that it lists'; return 1
+    fi
     return 0
   fi
   if [ "$e_origin" != "$origin" ]; then problem="belongs to $e_origin"; return 1; fi
@@ -451,7 +457,15 @@ if [ "$entries" -gt 0 ]; then
   while IFS= read -r file; do
     case " $listed_kids " in
       *" ${file%.pem} "*) ;;
-      *) [ -n "$stopped" ] || broken "keys/$file is a key that the ledger does not name" ;;
+      *) # It has no power; an append that was refused or interrupted leaves one.
+         if [ -z "$stopped" ]; then
+           kid=${file%.pem}
+           if is_hex "$kid" 8 && load_key "$kid" && [ "${sha256%"${sha256#????????}"}" = "$kid" ]; then
+             note "keys/$file is not logged: a key that the ledger does not name"
+           else
+             broken "keys/$file is not a key of the case"
+           fi
+         fi ;;
     esac
   done <"$work/list"
 fi

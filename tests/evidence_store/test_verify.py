@@ -13,9 +13,10 @@ import pytest
 
 from evidence_store.backend import LocalBackend
 from evidence_store.checkpoint import LastSeen
+from evidence_store.errors import SigningKeyError
 from evidence_store.ledger import Draft
 from evidence_store.sign import sign_note
-from evidence_store.store import Case, Store
+from evidence_store.store import Case, Store, allow_key
 from tests.evidence_store import kit
 from tests.evidence_store.kit import CASE, CHECKPOINT, ENTRY, SEGMENT, STRANGER
 
@@ -380,10 +381,21 @@ def test_each_flipped_bit_of_a_key_is_found(case):
         kit.flip(path, bit)
 
 
-def test_a_key_that_nobody_listed_is_found(case):
+def test_a_key_that_nobody_listed_is_a_note_since_it_has_no_power(case):
+    """A refused or interrupted `key add` leaves one; that must not break a case for good."""
     path = case.folder / "keys" / f"{STRANGER.public.kid}.pem"
     path.write_bytes(STRANGER.public.pem())
-    assert_broken(case, "is a key that the ledger does not name")
+    verdict = case.verify()
+    assert verdict.outcome == "notes"
+    assert "a key that the ledger does not name" in str(verdict.notes[0])
+
+
+def test_who_may_not_sign_leaves_no_key_behind(case):
+    stranger = Case(Store(LocalBackend(case.root), kit.make_scribe(STRANGER)), kit.CASE)
+    stranger.refresh()
+    with pytest.raises(SigningKeyError):
+        allow_key(stranger, STRANGER.public, "entry")
+    assert not (case.folder / "keys" / f"{STRANGER.public.kid}.pem").exists()
 
 
 def test_substituted_key_and_ledger_are_found_by_the_fingerprint_that_travels_apart(case):

@@ -15,6 +15,7 @@ import pytest
 
 import evidence_store
 from evidence_store.ledger import Draft
+from evidence_store.sign import sign_note
 from evidence_store.store import allowed
 from tests.evidence_store import kit
 from tests.evidence_store.kit import CASE, CHECKPOINT, ENTRY, SECOND, SEGMENT, STRANGER
@@ -188,6 +189,30 @@ def test_names_that_need_escapes_in_json(tmp_path, run):
     assert world.verify().outcome == "clean"
     done = run(world.folder)
     assert done.returncode == 0, done.stdout
+
+
+def test_a_ledger_that_lists_a_victims_key_first_is_not_the_victims(run, tmp_path):
+    """The attacker lists the other's public key first, and signs with an own one."""
+    world = kit.make_world(tmp_path / "store")
+    opened = world.case.ledger.entries[0].event
+    victim = allowed(SECOND.public, opened.keys[0].name, "entry")
+    event = opened.model_copy(update={"keys": [victim, *opened.keys]})
+    world.entry(0).chmod(0o600)
+    world.entry(0).write_bytes(sign_note(event.text(), opened.keys[0].name, kit.ENTRY))
+    (world.folder / "keys" / f"{SECOND.public.kid}.pem").write_bytes(SECOND.public.pem())
+    done = run(world.folder, "-k", SECOND.public.fingerprint)
+    assert_broken(done, "not signed by the first key")
+    assert "not signed by the first key" in str(world.verify().findings[0])
+
+
+def test_a_key_that_nobody_listed_is_a_note(full, run):
+    path = full.folder / "keys" / f"{STRANGER.public.kid}.pem"
+    path.write_bytes(STRANGER.public.pem())
+    done = run(full.folder)
+    assert done.returncode == 0, done.stdout
+    assert "a key that the ledger does not name" in done.stdout
+    path.rename(path.with_name("0" * 8 + ".pem"))
+    assert_broken(run(full.folder), "not a key of the case")
 
 
 def test_keys_added_and_revoked_are_followed(world, run):
