@@ -7,7 +7,10 @@ rows at all from an item is a finding, not a success.
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 
 _PART = re.compile(r"([a-z_]{1,40})/[0-9]{8}\.parquet")
 _MAX_COVERAGE = 100_000
+COVERAGE_PART = "coverage/00000000.parquet"
 _CHUNK = 1 << 20
 
 
@@ -92,8 +96,9 @@ class JobResult:
 
 @dataclass
 class _Made:
+    tables: tuple[str, ...]
     rows: dict[str, int] = field(default_factory=dict)
-    parts: list[str] = field(default_factory=list)
+    parts: dict[str, int] = field(default_factory=dict)  # name -> rows, as the child says
     coverage: list[dict[str, Any]] = field(default_factory=list)
     dropped: int = 0
 
@@ -104,8 +109,10 @@ class _Made:
             match = _PART.fullmatch(message["name"])
             if match is None or match[1] != message["table"]:
                 raise ValueError("a part of no known name")
-            self.parts.append(message["name"])
-            self.rows[match[1]] = self.rows.get(match[1], 0) + int(message["rows"])
+            if message["name"] in self.parts or match[1] not in self.tables:
+                raise ValueError("a part announced twice, or of a table that is not this job's")
+            self.parts[message["name"]] = rows = max(0, int(message["rows"]))
+            self.rows[match[1]] = self.rows.get(match[1], 0) + rows
         elif kind == "coverage":
             if len(self.coverage) < _MAX_COVERAGE:
                 self.coverage.append(dict(message["row"]))
@@ -154,8 +161,9 @@ def run_job(
     if not again and (done := _done_before(case, source)):
         return done
     with tempfile.TemporaryDirectory(prefix="impound-", dir=temporary) as name:
-        folder = Path(name)
-        made = _Made()
+        folder, own = Path(name, "child"), Path(name, "parent")
+        folder.mkdir()
+        made = _Made(job.tables)
         child = Child(
             module=job.module,
             request={"item": item_id, "item_digest": manifest.image_root},
@@ -165,9 +173,12 @@ def run_job(
             on_message=lambda message: made.take(message, progress),
         )
         outcome = child.run()
-        coverage = [*_of_manifest(manifest, job), *made.coverage, *_of_child(outcome, made, job)]
-        _write_coverage(folder, coverage, manifest, job.name, tool.version)
-        source.fill(folder / "out", made, coverage)
+        lost = list(_drop_lost(folder / "out", made, job))
+        coverage = [
+            *_of_manifest(manifest, job), *made.coverage, *lost, *_of_child(outcome, made, job)
+        ]  # fmt: skip
+        _write_coverage(own / COVERAGE_PART, coverage, manifest, job.name, tool.version)
+        source.fill(folder / "out", own, made, coverage)
         ingested = case.ingest("result", source, parents=[item_id], again=again, read_back=False)
         result = JobResult(job.name, item_id, ingested.item_id,
                            {**made.rows, "coverage": len(coverage)}, coverage, outcome)  # fmt: skip
@@ -180,7 +191,8 @@ def _done_before(case: Case, source: _Result) -> JobResult | None:
     for event in case.ledger.events:
         data = event.data or {}
         if event.action == "analysis.completed" and data.get("what") == text:
-            if event.item is None or case.item(event.item).disposed:
+            early = event.result == "failed" or event.note is not None
+            if early or event.item is None or case.item(event.item).disposed:
                 continue
             rows, gaps = data.get("rows"), data.get("gaps")
             counted = {k: v for k, v in rows.items() if isinstance(v, int)} if isinstance(
@@ -242,8 +254,42 @@ def _of_child(outcome: Outcome, made: _Made, job: Job) -> Iterator[dict[str, Any
                "count": made.dropped}  # fmt: skip
 
 
+def open_part(folder: Path, name: str) -> int:
+    """Return a descriptor of `folder/<table>/<part>`, written by a child that is not trusted.
+
+    No link is followed, nothing but a regular file with this one name is opened, and a pipe does
+    not block. Raises: OSError.
+    """
+    table, _, part = name.partition("/")
+    no_link = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+    at = os.open(folder, no_link | os.O_DIRECTORY)
+    try:
+        inner = os.open(table, no_link | os.O_DIRECTORY, dir_fd=at)
+    finally:
+        os.close(at)
+    try:
+        fd = os.open(part, no_link | os.O_NONBLOCK, dir_fd=inner)
+    finally:
+        os.close(inner)
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+        os.close(fd)
+        raise OSError(errno.EINVAL, "not a file of its own")
+    return fd
+
+
+def _drop_lost(folder: Path, made: _Made, job: Job) -> Iterator[dict[str, Any]]:
+    """Forget the parts that were announced and are not there as files; each is a gap."""
+    for name in [*made.parts]:
+        try:
+            os.close(open_part(folder, name))
+        except OSError as e:
+            made.rows[name.partition("/")[0]] -= made.parts.pop(name)
+            yield _row(job, "part-lost", f"{name} was announced and is not there: {e.strerror}")
+
+
 def _write_coverage(
-    folder: Path, coverage: list[dict[str, Any]], manifest: Manifest, job: str, version: str
+    target: Path, coverage: list[dict[str, Any]], manifest: Manifest, job: str, version: str
 ) -> None:
     """Write `coverage`, always, so that its absence never passes for "nothing was missed"."""
     import pyarrow as pa
@@ -255,7 +301,6 @@ def _write_coverage(
     common = {"item": manifest.item, "item_digest": manifest.image_root, "tool": "impound",
               "tool_version": version, "volume": "", "level": "gap"}  # fmt: skip
     rows = [_fit(schema, {**common, "job": job, **row}) for row in coverage]
-    target = folder / "out/coverage/00000000.parquet"
     target.parent.mkdir(parents=True, exist_ok=True)
     write_parquet(pa.Table.from_pylist(rows, schema=schema), target)
 
@@ -289,13 +334,13 @@ class _Result:
         self.text = f"{job.name} of {manifest.item} by impound {tool}".strip()
         self.identity: Mapping[str, JsonValue] | None = None
         self.facts: Mapping[str, JsonValue] = {}
-        self._folder = Path()
+        self._folder = self._own = Path()
         self._parts: list[str] = []
 
-    def fill(self, folder: Path, made: _Made, coverage: list[dict[str, Any]]) -> None:
-        """Name what is to be taken: the parts that were announced, and coverage."""
-        self._folder = folder
-        self._parts = sorted({*made.parts, "coverage/00000000.parquet"})
+    def fill(self, folder: Path, own: Path, made: _Made, coverage: list[dict[str, Any]]) -> None:
+        """Name what is to be taken: parts below `folder` that were announced, our coverage."""
+        self._folder, self._own = folder, own
+        self._parts = sorted({*made.parts, COVERAGE_PART})
         self.facts = {
             "type": "analysis", "job": self.job.name, "item": self.manifest.item,
             "item_digest": self.manifest.image_root,
@@ -308,7 +353,8 @@ class _Result:
             yield Member(name.encode(), {"type": "file"}, partial(self._chunks, name), place=name)
 
     def _chunks(self, name: str) -> Iterator[bytes]:
-        with (self._folder / name).open("rb") as f:
+        folder = self._own if name == COVERAGE_PART else self._folder
+        with os.fdopen(open_part(folder, name), "rb") as f:
             while chunk := f.read(_CHUNK):
                 yield chunk
 

@@ -20,6 +20,9 @@ from evidence_store.child import Channel
 
 _PART_ROWS = 200_000
 _PROGRESS_S = 0.2
+# Characters; JSON may take 12 bytes for one, and a message has 128 KiB. One more than the parent
+# keeps, so that it sees, and marks, that there was more.
+_MAX_TEXT = 4097
 
 
 class ParquetSink:
@@ -43,7 +46,8 @@ class ParquetSink:
 
     def coverage(self, **fields: Any) -> None:
         """Tell the parent what was not seen, and why."""
-        self._channel.send("coverage", row=fields)
+        cut = {k: v[:_MAX_TEXT] if isinstance(v, str) else v for k, v in fields.items()}
+        self._channel.send("coverage", row=cut)
 
     def progress(self, done: int, total: int | None) -> None:
         """Tell the parent how far it is, a few times a second."""

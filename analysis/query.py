@@ -20,6 +20,7 @@ from pyarrow.dataset import dataset
 
 from analysis.errors import AnalysisError
 from analysis.schema import TABLES
+from evidence_store.model import CustodyEvent
 from evidence_store.store import Case
 
 
@@ -34,17 +35,23 @@ class Answer:
 def results(case: Case, *, as_of: int | None = None) -> Mapping[tuple[str, str], str]:
     """Return (job, item read) -> result item, the newest of each.
 
+    A failed result counts only where there is no other; a disposed one never.
+
     Args:
         case: a refreshed case.
         as_of: look at the first `as_of` ledger entries only.
     """
-    newest: dict[tuple[str, str], str] = {}
+    newest: dict[tuple[str, str], CustodyEvent] = {}
     for event in case.ledger.events[:as_of]:
         data = event.data or {}
         if event.action == "analysis.completed" and event.item:
-            parents = case.item(event.item).parents
-            newest[str(data.get("job")), ",".join(parents)] = event.item
-    return newest
+            record = case.item(event.item)
+            key = str(data.get("job")), ",".join(record.parents)
+            known = newest.get(key)
+            hides = event.result == "failed" and known is not None and known.result != "failed"
+            if not record.disposed and not hides:
+                newest[key] = event
+    return {key: str(event.item) for key, event in newest.items()}
 
 
 @contextmanager

@@ -64,6 +64,7 @@ COVERAGE_WHAT = (
     "unreadable",  # bytes that the source refused when the item was acquired
     "source-changed",  # the source changed while it was acquired
     "job-died",  # the job ended before its work was done
+    "part-lost",  # rows that the job announced and did not leave
     "no-rows",  # the job ended well and made no rows
     "coverage-cut",  # more rows of coverage than are kept
 )

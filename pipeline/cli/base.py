@@ -235,14 +235,14 @@ pass_globals = click.make_pass_decorator(Globals, ensure=True)
 @click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="impound")
 def cli() -> None:
-    r"""Forensics acquisition, custody and analysis.
+    """Forensics acquisition, custody and analysis.
 
     \b
     impound case open T-1001 --title "lab" --contact soc@example.org
     impound ingest T-1001 disk.img --kind disk --source "laptop 7"
     impound analyse T-1001 && impound report T-1001 -o out
     impound verify T-1001 --deep
-    """
+    """  # noqa: D301 (click wants the character)
 
 
 cli.params += _global_options()

@@ -14,13 +14,13 @@ from pipeline.errors import UsageError
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @pass_globals
 def completion(options: Globals, shell: str) -> None:
-    r"""Print a completion script.
+    """Print a completion script.
 
     \b
     bash: eval "$(impound completion bash)"
     zsh:  eval "$(impound completion zsh)"
     fish: impound completion fish | source
-    """
+    """  # noqa: D301 (click wants the character)
     found = get_completion_class(shell)
     if found is None:
         raise UsageError(f"no completion for {shell}")

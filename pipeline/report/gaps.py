@@ -30,6 +30,7 @@ MEANINGS: Mapping[str, str] = {
     "unreadable": "bytes that the source refused when it was acquired",
     "source-changed": "the source changed while it was acquired",
     "job-died": "the job ended before its work was done; what it had made is kept",
+    "part-lost": "rows that the job announced and did not leave behind",
     "no-rows": "the job ended well and found nothing at all, which is not what one expects",
     "coverage-cut": "more gaps than can be kept; the rest is known only by number",
 }

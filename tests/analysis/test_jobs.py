@@ -109,6 +109,33 @@ def test_a_part_that_would_leave_the_folder_ends_the_job(world, disk):
     assert world.case.manifest(result.result_item).stored_objects == 1  # coverage alone
 
 
+def test_links_and_pipes_that_a_job_leaves_are_not_followed(world, disk, tmp_path):
+    result = run_job(world.case, body("links"), "E0001", temporary=tmp_path)
+    assert result.result == "partial"
+    assert result.rows["files"] == 2
+    assert [row["what"] for row in result.coverage] == ["part-lost"] * 3
+    assert query(world.case, "SELECT count(*) FROM files").rows == [(2,)]
+    assert query(world.case, "SELECT count(*) FROM coverage").rows == [(3,)]
+
+
+def test_paths_as_long_as_they_come_do_not_end_the_job(world, disk):
+    result = run_job(world.case, body("long_paths"), "E0001")
+    assert result.outcome.ok, result.outcome
+    assert [row["what"] for row in result.coverage] == ["directory"]
+
+
+def test_a_failed_repetition_hides_no_good_result_and_is_tried_again(world, disk):
+    good = run_job(world.case, FILES, "E0001")
+    few = Limits(address_space=200 << 20)
+    failed = run_job(world.case, FILES, "E0001", again=True, limits=few)
+    assert failed.result == "failed"
+    assert list(results(world.case).values()) == [good.result_item]
+    other = kit.make_world(world.root.parent / "other")
+    other.case.ingest("disk", open_source(str(disk), "disk"))
+    assert run_job(other.case, FILES, "E0001", limits=few).result == "failed"
+    assert not run_job(other.case, FILES, "E0001").existing
+
+
 def test_hostile_coverage_values_are_fitted_to_the_schema(world, disk):
     result = run_job(world.case, body("babbles"), "E0001")
     assert result.result == "partial"

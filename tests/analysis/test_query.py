@@ -18,7 +18,11 @@ def case(tmp_path):
     """A case with one result of two made-up rows."""
     world = kit.make_world(tmp_path / "store")
     world.case.ingest("disk", kit.FakeImage(kit.pattern(5000)), segment_size=kit.SEGMENT)
-    run_job(world.case, Job("crashes", "tests.analysis.job_bodies.crashes", ("disk",), ()), "E0001")
+    run_job(
+        world.case,
+        Job("crashes", "tests.analysis.job_bodies.crashes", ("disk",), ("files",)),
+        "E0001",
+    )
     return world.case
 
 
@@ -54,6 +58,10 @@ def test_a_query_reaches_nothing_but_the_tables(case, tmp_path, sql):
         query(case, sql.format(folder=tmp_path, part=part))
     assert part.read_bytes() == before
     assert not (tmp_path / "out.csv").exists()
+
+
+def test_a_query_never_spills_into_the_working_directory(case):
+    assert query(case, "SELECT current_setting('temp_directory')").rows == [("",)]
 
 
 def test_changed_part_is_an_integrity_error_not_an_answer(case, tmp_path):

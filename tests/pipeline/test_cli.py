@@ -68,6 +68,16 @@ def test_every_command_has_help_and_takes_the_global_options(impound):
                 assert option in result.out, (path, option)
 
 
+def test_examples_in_the_help_stand_on_lines_of_their_own(impound):
+    text = impound("--help").out
+    assert "\b" not in text
+    assert "\\b" not in text
+    assert [line.strip() for line in text.splitlines() if "--deep" in line] == [
+        "impound verify T-1001 --deep"
+    ]
+    assert "\\b" not in impound("completion", "--help").out
+
+
 def test_alias_and_unknown_command(impound):
     assert set(ALIASES.values()) <= set(COMMANDS)
     assert impound("analyze", "--help").code == 0
