@@ -11,12 +11,13 @@ Source: docs/format.md §6; lseek(2) SEEK_DATA; ioctl BLKGETSIZE64 (linux/fs.h).
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import stat
 import sys
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,6 +98,7 @@ class RawFile:
         self.size = self._before.st_size
         self.facts: Mapping[str, JsonValue] = {
             "type": "file", "path": clean(str(path.absolute())), **_stat_facts(self._before),
+            "stamp": str(self._before.st_mtime_ns),
         }  # fmt: skip
         self.identity: Mapping[str, JsonValue] = {
             "size": self.size, "device": self._before.st_dev, "inode": self._before.st_ino,
@@ -201,6 +203,7 @@ class SplitImage:
             "type": "split raw", "size": self.size, "parts": len(parts),
             "first": parts[0].facts["path"], "last": parts[-1].facts["path"],
             "part_sizes": [part.size for part in parts[:200]],
+            "stamp": _digest_of(str(part.facts["stamp"]) for part in parts),
         }  # fmt: skip
         self.identity: Mapping[str, JsonValue] = {
             "size": self.size, "parts": [dict(part.identity) for part in parts],
@@ -277,7 +280,7 @@ class Directory:
             raise AcquisitionError(f"cannot look at {clean(str(place))}: {e.strerror}") from e
         self.facts: Mapping[str, JsonValue] = {
             "type": "file" if self.only else "directory", "path": clean(str(place.absolute())),
-            **_stat_facts(found),
+            **_stat_facts(found), "stamp": self._stamp(),
         }  # fmt: skip
         self.identity: Mapping[str, JsonValue] = {
             "device": found.st_dev, "inode": found.st_ino,
@@ -298,6 +301,16 @@ class Directory:
             yield self._member(path, name, found)
             return
         yield from self._below(root)
+
+    def _stamp(self) -> str:
+        """Digest of names, sizes and times, without reading contents: differs if files changed."""
+        keys = ("type", "size", "mtime_ns", "target")
+        stamp = _digest_of(
+            f"{member.name.hex()} {[member.facts.get(k) for k in keys]}"
+            for member in self.members()
+        )
+        self._skipped.clear()  # it is said when the files are taken
+        return stamp
 
     def _below(self, root: bytes) -> Iterator[Member]:
         waiting = self._names(root, b"")  # a stack, not a recursion: evidence may be any depth deep
@@ -505,6 +518,13 @@ def _open_quietly(path: Path | bytes, flags: int = 0) -> int:
         return os.open(path, flags | os.O_NOATIME)
     except PermissionError:  # O_NOATIME is for the owner and root only
         return os.open(path, flags)
+
+
+def _digest_of(lines: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(f"{line}\n".encode())
+    return digest.hexdigest()
 
 
 def _stat_facts(found: os.stat_result) -> dict[str, JsonValue]:

@@ -111,7 +111,15 @@ class Ingest:
         return [i for i in self.case.state.items.values() if i.key == key and not i.disposed]
 
     def _complete(self, key: str | None) -> ItemRecord | None:
-        return next((i for i in self._known(key) if i.acquired), None)
+        """Return the item that is this source as it stands now, by its stamp where it has one."""
+        return next((i for i in self._taken_before(key) if not self._changed_since(i)), None)
+
+    def _taken_before(self, key: str | None) -> list[ItemRecord]:
+        return [i for i in self._known(key) if i.acquired]
+
+    def _changed_since(self, record: ItemRecord) -> bool:
+        then = self.case.manifest(record.item_id).source.get("stamp")
+        return then != self.source.facts.get("stamp")
 
     def _open(self, key: str | None) -> ItemRecord | None:
         return next((i for i in self._known(key) if not i.acquired), None)
@@ -146,8 +154,11 @@ class Ingest:
     def _intend(self, record: ItemRecord) -> int:
         unfinished = [i.seq for i in record.intents if i.outcome in ("open", "failed")]
         fields: dict[str, Any] = {"item": record.item_id, "refs": [record.identified, *unfinished]}
+        before = [i.item_id for i in self._taken_before(record.key) if i is not record]
         if unfinished:
             fields["note"] = "continues an acquisition that did not end"
+        elif before and not self.again:
+            fields["note"] = f"this source was taken as {before[-1]} and has changed since"
         logged = self.case.record(lambda: Draft("acquire.started", fields))
         assert logged is not None  # noqa: S101
         return logged.event.seq

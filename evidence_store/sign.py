@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import errno
 import hashlib
 import os
 from collections.abc import Callable, Mapping
@@ -163,6 +164,10 @@ class LocalSigner:
         )
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            halves = (path.with_suffix(".pub.pem"), path)
+            for half in halves:  # both or none: a public half of another key would be listed
+                if half.exists():
+                    raise FileExistsError(errno.EEXIST, "exists", str(half))
             for target, body, mode in (
                 (path, pem, 0o600),
                 (path.with_suffix(".pub.pem"), self.public.pem(), 0o644),

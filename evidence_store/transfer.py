@@ -53,7 +53,10 @@ class Source(Protocol):
 
     @property
     def facts(self) -> Mapping[str, JsonValue]:
-        """What was observed of it (path, type, size, serial); stands in the manifest."""
+        """What was observed of it (path, type, size, serial); stands in the manifest.
+
+        `stamp`, where there is one, is a text that differs once the content was written to.
+        """
 
     @property
     def identity(self) -> Mapping[str, JsonValue] | None:

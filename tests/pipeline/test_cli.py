@@ -244,6 +244,36 @@ def test_ingest_again_stores_nothing(opened, tmp_path):
     assert third.json["item"] == "E0002"
 
 
+def test_a_source_that_was_written_to_is_not_passed_off_as_taken(opened, tmp_path):
+    disk, logs = tmp_path / "disk.img", tmp_path / "logs"
+    disk.write_bytes(os.urandom(9000))
+    (logs / "sub").mkdir(parents=True)
+    (logs / "sub/a.log").write_bytes(b"first")
+    assert opened("ingest", "T-1001", disk, "--kind", "disk").code == 0
+    assert opened("ingest", "T-1001", logs, "--kind", "logs").code == 0
+    assert opened("--json", "ingest", "T-1001", logs, "--kind", "logs").json["existing"]
+    disk.write_bytes(os.urandom(9000))
+    os.utime(disk, ns=(1, 1))
+    (logs / "sub/b.log").write_bytes(b"second")
+    again = opened("--json", "ingest", "T-1001", disk, "--kind", "disk")
+    assert (again.code, again.json["item"], again.json["existing"]) == (0, "E0003", False)
+    more = opened("--json", "ingest", "T-1001", logs, "--kind", "logs")
+    assert (more.json["item"], more.json["manifest"]["stored_objects"]) == ("E0004", 2)
+    notes = [e["note"] for e in opened("--json", "case", "show", "T-1001").json["entries"]]
+    assert "this source was taken as E0001 and has changed since" in notes
+    assert opened("verify", "T-1001", "--deep").code == 0
+
+
+def test_half_a_key_pair_is_never_made(impound, home):
+    folder = home / ".config/impound/keys"
+    folder.mkdir(parents=True)
+    (folder / "checkpoint.pub.pem").write_text("of a key kept elsewhere")
+    result = impound("key", "new")
+    assert result.code == 11
+    assert "checkpoint.pub.pem exists" in result.err
+    assert not (folder / "checkpoint.pem").exists()
+
+
 def test_missing_file_and_wrong_kind(opened, tmp_path):
     missing = opened("ingest", "T-1001", tmp_path / "no", "--kind", "disk")
     assert missing.code == 12
