@@ -286,6 +286,11 @@ class _Verification:
         present = {s.key.removeprefix(f"{prefix}/"): s.size
                    for s in case.store.backend.list(prefix)}  # fmt: skip
         expected = {f"data/{name}": _length(segments, name) for name in segments.digests}
+        said = (manifest.size, manifest.segment_size, manifest.stored_objects)
+        if said != (segments.size, segments.segment_size, len(segments.digests)):
+            self._broken(about, "its manifest and its segment list speak of different items")
+        if manifest.unreadable_bytes != sum(gap.length for gap in segments.unreadable):
+            self._broken(about, "its manifest and its segment list disagree on what was unreadable")
         total = 0
         for name, size in expected.items():
             self.verdict.objects += 1

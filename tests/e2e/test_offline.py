@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -57,8 +58,26 @@ def disk(tmp_path, need_tool):
     return image
 
 
-def entries(shell):
-    return json.loads(shell("--json", "case", "show", "T-1001", check=0).stdout)["entries"]
+@pytest.fixture
+def interrupted(shell, tmp_path):
+    """Start an ingest of five segments, stop it by a signal once it has stored one."""
+    image = tmp_path / "big.img"
+    block = os.urandom(1 << 20)
+    with image.open("wb") as f:
+        for i in range(320):
+            f.write(i.to_bytes(8, "big") + block[8:])
+    data = tmp_path / "evidence/cases/T-1001/items/E0001/data"
+
+    def stop(how):
+        running = shell("ingest", "T-1001", image, "--kind", "disk", "-q", popen=True)
+        while not (data.is_dir() and any(data.iterdir())) and running.poll() is None:
+            os.sched_yield()
+        running.send_signal(how)
+        code = running.wait()
+        assert code != 0, "the ingest was over before it could be stopped"
+        return code
+
+    return stop, image, data
 
 
 def test_must_show(shell, disk, tmp_path):
@@ -77,21 +96,10 @@ def test_must_show(shell, disk, tmp_path):
     assert rebuilt.stdout == disk.read_bytes()
 
 
-def test_kill_9_during_ingest_then_again(shell, tmp_path):
+def test_kill_9_during_ingest_then_again(shell, interrupted):
     """Same digests, nothing stored twice, one intent shown as interrupted, resumed; verify 0."""
-    image = tmp_path / "big.img"
-    block = os.urandom(1 << 20)
-    with image.open("wb") as f:
-        for i in range(320):
-            f.write(i.to_bytes(8, "big") + block[8:])
-    data = tmp_path / "evidence/cases/T-1001/items/E0001/data"
-    running = shell("ingest", "T-1001", image, "--kind", "disk", "-q", popen=True)
-    while not (data.is_dir() and any(data.iterdir())) and running.poll() is None:
-        os.sched_yield()
-    running.send_signal(signal.SIGKILL)
-    running.wait()
-    if running.returncode == 0:
-        pytest.fail("the ingest was over before it could be killed")
+    stop, image, data = interrupted
+    stop(signal.SIGKILL)
     first = {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in data.iterdir()}
     assert first
     shell("verify", "T-1001", check=3)
@@ -103,23 +111,12 @@ def test_kill_9_during_ingest_then_again(shell, tmp_path):
     shown = shell("case", "show", "T-1001", check=0).stdout
     assert re.search(r"E0001 .*interrupted, resumed, acquired", shown)
     shell("verify", "T-1001", "--deep", check=0)
-    import hashlib
-
     assert again["manifest"]["content"]["sha256"] == hashlib.sha256(image.read_bytes()).hexdigest()
 
 
-def test_ctrl_c_is_130_and_resumable(shell, tmp_path):
-    image = tmp_path / "big.img"
-    block = os.urandom(1 << 20)
-    with image.open("wb") as f:
-        for i in range(320):
-            f.write(i.to_bytes(8, "big") + block[8:])
-    data = tmp_path / "evidence/cases/T-1001/items/E0001/data"
-    running = shell("ingest", "T-1001", image, "--kind", "disk", "-q", popen=True)
-    while not (data.is_dir() and any(data.iterdir())) and running.poll() is None:
-        os.sched_yield()
-    running.send_signal(signal.SIGINT)
-    assert running.wait() == 130
+def test_ctrl_c_is_130_and_resumable(shell, interrupted):
+    stop, image, _ = interrupted
+    assert stop(signal.SIGINT) == 130
     shell("ingest", "T-1001", image, "--kind", "disk", check=0)
     shell("verify", "T-1001", "--deep", check=0)
 
