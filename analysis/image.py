@@ -222,7 +222,8 @@ def _partitions(image: Readable, notes: list[str]) -> list[tuple[int, int, str, 
     try:
         entries = list(pytsk3.Volume_Info(TskImage(view), kind))
     except OSError as error:
-        if gpt != "none" or not _is_fat(head):
+        # A file system on the whole disk may end its boot sector as a partition table does.
+        if gpt != "none" or identify(image, 0, image.size)[0] not in WALKABLE:
             notes.append(f"partition table not usable: {' '.join(str(error).split())[:200]}")
         return []
     found: list[tuple[int, int, str, str]] = []
