@@ -36,8 +36,33 @@ from evidence_store.errors import (
     StoreFullError,
 )
 
+Runs = list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class SparseBody:
+    """A body of which only some runs, (start, end) in order, count: between them are zeros.
+
+    What lies in `view` there is of no meaning, so that nobody has to fill it.
+    """
+
+    view: memoryview
+    runs: Runs
+
+    def whole(self) -> memoryview:
+        """Fill in the zeros and return every byte."""
+        at = 0
+        for start, end in [*self.runs, (len(self.view), len(self.view))]:
+            while at < start:
+                part = self.view[at : min(start, at + len(_ZEROS))]
+                part[:] = memoryview(_ZEROS)[: len(part)]
+                at += len(part)
+            at = end
+        return self.view
+
+
 Buffer = bytes | bytearray | memoryview
-Body = Buffer | Iterable[bytes]
+Body = Buffer | SparseBody | Iterable[bytes]
 
 _KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 _CHUNK = 4 << 20
@@ -311,17 +336,26 @@ def _write_new(path: Path, body: Body) -> int:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o440)
     try:
         size = 0
-        for part in (body,) if isinstance(body, (bytes, bytearray, memoryview)) else body:
-            with memoryview(part) as view:
-                for start, end in _data_runs(view):
-                    while start < end:
-                        start += os.pwrite(fd, view[start:end], size + start)
-                size += len(view)
+        if isinstance(body, SparseBody):
+            for start, end in body.runs:
+                _write_data(fd, body.view[start:end], start)
+            size = len(body.view)
+        else:
+            for part in (body,) if isinstance(body, (bytes, bytearray, memoryview)) else body:
+                with memoryview(part) as view:
+                    _write_data(fd, view, size)
+                    size += len(view)
         os.ftruncate(fd, size)
         os.fsync(fd)
     finally:
         os.close(fd)
     return size
+
+
+def _write_data(fd: int, view: memoryview, offset: int) -> None:
+    for start, end in _data_runs(view):
+        while start < end:
+            start += os.pwrite(fd, view[start:end], offset + start)
 
 
 def _data_runs(view: memoryview) -> Iterator[tuple[int, int]]:

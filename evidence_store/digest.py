@@ -27,7 +27,7 @@ from evidence_store.errors import IntegrityError
 SEGMENT_BYTES = 64 << 20
 MAX_LIST_BYTES = 1 << 30
 _HEADER = "# impound segments 1"
-_ZEROS = bytes(1 << 20)
+_ZEROS = bytes(256 << 10)  # hashed from a core's cache
 _LINE = re.compile(r"([0-9a-f]{64})  data/([0-9a-z_-][0-9a-z._-]*(?:/[0-9a-z_-][0-9a-z._-]*)*)")
 _HOLE = re.compile(r"# hole ([0-9a-f]{16}) ([1-9][0-9]*)")
 _GAP = re.compile(r"# unreadable (0|[1-9][0-9]*) ([1-9][0-9]*)")
@@ -193,6 +193,15 @@ class LinearDigest:
                 part = min(length, len(view))
                 self.update(view[:part])
                 length -= part
+
+    def sparse(self, view: memoryview, runs: Iterable[tuple[int, int]]) -> None:
+        """Take the bytes of `view` within `runs`, (start, end) in order; zeros for all others."""
+        at = 0
+        for start, end in runs:
+            self.zeros(start - at)
+            self.update(view[start:end])
+            at = end
+        self.zeros(len(view) - at)
 
     def results(self) -> dict[str, str]:
         """Return algorithm -> hex digest."""

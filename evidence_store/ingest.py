@@ -35,9 +35,9 @@ from evidence_store.transfer import (
     StreamSource,
     Taken,
     put_once,
-    take_image,
-    take_set,
 )
+from evidence_store.transfer.fileset import take_set
+from evidence_store.transfer.image import take_image
 from evidence_store.verify import check_content
 
 if TYPE_CHECKING:
