@@ -28,12 +28,20 @@ from typing import Protocol
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.kdf.pbkdf2 import PBKDF2HMAC
 
 from evidence_store.errors import IntegrityError, SigningKeyError
 
 MAX_NOTE_BYTES = 16384
 _DASH = "— "
 _ECDSA = ec.ECDSA(hashes.SHA256())
+PBKDF2_ITERATIONS = 600_000  # OWASP Password Storage Cheat Sheet, PBKDF2-HMAC-SHA256
+# Object identifiers of RFC 8018 and NIST, DER contents.
+_PBES2 = bytes.fromhex("2a864886f70d01050d")
+_PBKDF2 = bytes.fromhex("2a864886f70d01050c")
+_HMAC_SHA256 = bytes.fromhex("2a864886f70d0209")
+_AES256_CBC = bytes.fromhex("60864801650304012a")
 
 
 @dataclass(frozen=True)
@@ -157,11 +165,12 @@ class LocalSigner:
         """
         if not passphrase:
             raise SigningKeyError("a signing key needs a passphrase; an empty one is refused")
-        pem = self._key.private_bytes(
-            serialization.Encoding.PEM,
+        plain = self._key.private_bytes(
+            serialization.Encoding.DER,
             serialization.PrivateFormat.PKCS8,
-            serialization.BestAvailableEncryption(passphrase),
+            serialization.NoEncryption(),
         )
+        pem = encrypted_pkcs8(plain, passphrase)
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             halves = (path.with_suffix(".pub.pem"), path)
@@ -188,6 +197,42 @@ class LocalSigner:
     def sign(self, text: bytes) -> bytes:
         """Return a DER signature over `text`."""
         return self._key.sign(text, _ECDSA)
+
+
+def encrypted_pkcs8(plain: bytes, passphrase: bytes, iterations: int | None = None) -> bytes:
+    """Return a PKCS#8 private key (DER) encrypted, in PEM form.
+
+    PBES2 with PBKDF2-HMAC-SHA-256 and AES-256-CBC, as `openssl pkcs8 -topk8 -v2 aes-256-cbc` writes
+    it. The cryptography package writes this form too, but with 2,048 iterations only.
+
+    Source: RFC 5958 §3 (EncryptedPrivateKeyInfo), RFC 8018 §6.2 and appendix A.
+    """
+    rounds = iterations or PBKDF2_ITERATIONS
+    salt, iv = os.urandom(16), os.urandom(16)
+    key = PBKDF2HMAC(hashes.SHA256(), 32, salt, rounds).derive(passphrase)
+    pad = 16 - len(plain) % 16
+    cipher = Cipher(algorithms.AES256(key), modes.CBC(iv)).encryptor()
+    encrypted = cipher.update(plain + bytes([pad]) * pad) + cipher.finalize()
+    prf = _der(0x30, _der(0x06, _HMAC_SHA256), _der(0x05))
+    count = rounds.to_bytes(rounds.bit_length() // 8 + 1, "big")
+    kdf = _der(0x30, _der(0x06, _PBKDF2),
+               _der(0x30, _der(0x04, salt), _der(0x02, count), prf))  # fmt: skip
+    aes = _der(0x30, _der(0x06, _AES256_CBC), _der(0x04, iv))
+    scheme = _der(0x30, _der(0x06, _PBES2), _der(0x30, kdf, aes))
+    body = base64.b64encode(_der(0x30, scheme, _der(0x04, encrypted)))
+    lines = [body[at : at + 64] for at in range(0, len(body), 64)]
+    name = b"ENCRYPTED PRIVATE KEY"
+    return b"\n".join([b"-----BEGIN %b-----" % name, *lines, b"-----END %b-----" % name, b""])
+
+
+def _der(tag: int, *parts: bytes) -> bytes:
+    """Return one DER value (X.690 §8.1), shorter than 64 KiB."""
+    content = b"".join(parts)
+    size = len(content)
+    if size < 128:
+        return bytes([tag, size]) + content
+    length = size.to_bytes(1 if size < 256 else 2, "big")
+    return bytes([tag, 0x80 | len(length)]) + length + content
 
 
 @dataclass(frozen=True)

@@ -260,6 +260,15 @@ def allowed(key: PublicKey, name: str, use: str) -> AllowedKey:
     )
 
 
+@dataclass(frozen=True)
+class ListedKey:
+    """A key that the ledger lists: since which entry, and until which if it was revoked."""
+
+    allowed: AllowedKey
+    since: int
+    revoked: int | None
+
+
 @dataclass
 class Case:
     """One case of a store. Build it with `Store.case` or `Store.create_case`."""
@@ -290,6 +299,17 @@ class Case:
         """
         self.ledger.sync()
         self.state = CaseState.of(self.case_id, self.ledger.events)
+
+    @property
+    def listed_keys(self) -> list[ListedKey]:
+        """Every key that was ever allowed in this case, in the order of the ledger."""
+        revoked = self.ledger.ring.revoked
+        return [
+            ListedKey(key, event.seq, revoked.get(key.kid))
+            for event in self.ledger.events
+            if event.action in ("case.opened", "key.added")
+            for key in event.keys or []
+        ]
 
     def record(self, build: Callable[[], Draft | None]) -> Logged | None:
         """Append one event; `build` sees a fresh `state` each time it is called.

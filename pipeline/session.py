@@ -8,6 +8,7 @@ import hashlib
 import os
 import platform
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
@@ -126,14 +127,14 @@ class Session:
         """Return which of the two local keys do not exist."""
         return [name for name in KEY_NAMES if not self.key_path(name).exists()]
 
-    def make_keys(self) -> dict[str, PublicKey]:
-        """Make the missing local keys; return them.
+    def make_keys(self, names: Iterable[str]) -> dict[str, PublicKey]:
+        """Make local keys that do not exist yet; return them.
 
         Raises: SigningKeyError.
         """
         passphrase = self.passphrase.get(new=True)
         made = {}
-        for name in self.missing_keys():
+        for name in names:
             signer = LocalSigner.generate()
             signer.save(self.key_path(name), passphrase)
             made[name] = signer.public

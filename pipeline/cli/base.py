@@ -151,7 +151,7 @@ class Globals:
             self.warn(f"no checkpoint key here; seal case {case.case_id} where it is kept")
             return None
         kid = self.session.public_key("checkpoint").kid
-        if kid not in case.ledger.ring.checkpoint:
+        if kid not in case.ledger.ring.checkpoint_keys(len(case.ledger.entries)):
             self.warn(
                 f"your checkpoint key {kid} may not seal case {case.case_id}; ask who opened it"
             )

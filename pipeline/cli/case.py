@@ -3,15 +3,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
+from evidence_store.errors import SigningKeyError
 from evidence_store.ledger import Draft
 from evidence_store.model import Authority, CustodyEvent, clean
+from evidence_store.sign import PublicKey
 from evidence_store.store import check_case_id
 from pipeline.cli.base import Command, Globals, Group, human, pass_globals, receipt, table
 from pipeline.errors import UsageError
+from pipeline.session import KEY_NAMES
 
 
 @click.group(cls=Group)
@@ -33,14 +38,27 @@ def checked(case_id: str) -> str:
 @click.option("--title", default="", help="What the case is about.")
 @click.option("--contact", default="", help="Whom to notify.")
 @click.option("--authority", default="", help="Legal basis, or who ordered it.")
+@click.option(
+    "--checkpoint-key",
+    type=click.Path(path_type=Path),
+    metavar="PUBLIC.pem",
+    help="Public half of a checkpoint key kept elsewhere (default: this user's own).",
+)
 @pass_globals
 def open_(
-    options: Globals, case_id: str, ticket: str | None, title: str, contact: str, authority: str
+    options: Globals,
+    case_id: str,
+    ticket: str | None,
+    title: str,
+    contact: str,
+    authority: str,
+    checkpoint_key: Path | None,
 ) -> None:
     """Open a case, and the store if there is none yet."""
     checked(case_id)
     session = options.session
-    _offer_keys(options)
+    elsewhere = None if checkpoint_key is None else read_public_key(checkpoint_key)
+    _offer_keys(options, ("entry",) if elsewhere else KEY_NAMES)
     store = session.open_store(writing=True)
     opened = store.create_case(
         case_id,
@@ -48,7 +66,7 @@ def open_(
         deployment=session.settings.deployment,
         title=title,
         contact=contact,
-        checkpoint_key=session.public_key("checkpoint"),
+        checkpoint_key=elsewhere or session.public_key("checkpoint"),
     )
     checkpoint = options.seal(opened)
     first = opened.ledger.ring.first
@@ -61,10 +79,18 @@ def open_(
     )  # fmt: skip
 
 
-def _offer_keys(options: Globals) -> None:
+def read_public_key(path: Path) -> PublicKey:
+    """Return the public key in a file. Raises: SigningKeyError."""
+    try:
+        return PublicKey.from_pem(path.read_bytes())
+    except OSError as e:
+        raise SigningKeyError(f"cannot read {path}: {e.strerror}") from e
+
+
+def _offer_keys(options: Globals, wanted: Sequence[str]) -> None:
     """Make the local keys on first use, if somebody can give a passphrase for them."""
     session = options.session
-    missing = session.missing_keys()
+    missing = [name for name in session.missing_keys() if name in wanted]
     if not missing:
         return
     if not (session.passphrase.unattended or options.yes):
@@ -75,7 +101,7 @@ def _offer_keys(options: Globals) -> None:
             )
         names = " and ".join(missing)
         click.confirm(f"No signing key ({names}) yet. Make it now?", abort=True, err=True)
-    for name, key in session.make_keys().items():
+    for name, key in session.make_keys(missing).items():
         options.say(f"made {name} key {key.fingerprint}")
 
 
@@ -115,6 +141,8 @@ def show(options: Globals, case_id: str) -> None:
         "case": case_id, "title": state.title, "contact": state.contact, "ticket": state.ticket,
         "opened": state.opened, "closed": state.sealed or None, "origin": found.ledger.origin,
         "first_key": found.ledger.ring.first, "checkpoint": receipt(checkpoint),
+        "keys": [{**k.allowed.model_dump(), "since": k.since, "revoked": k.revoked}
+                 for k in found.listed_keys],
         "items": items, "entries": entries,
     }  # fmt: skip
     lines = [
@@ -128,6 +156,11 @@ def show(options: Globals, case_id: str) -> None:
                [(i["item"], i["kind"], i["state"],
                  ", ".join(n["outcome"] for n in i["intents"]) or "-",
                  i["source"]) for i in items]),
+        "",
+        *table(("KEY", "USE", "SINCE ENTRY", "REVOKED BY", "FINGERPRINT"),
+               [(k.allowed.kid, k.allowed.use, k.since,
+                 "-" if k.revoked is None else k.revoked, k.allowed.sha256)
+                for k in found.listed_keys]),
         "",
         *table(("SEQ", "TIME", "ACTION", "ITEM", "RESULT", "WHO", "NOTE"),
                [(e["seq"], e["time"], e["action"], e["item"] or "-", e["result"], e["who"],

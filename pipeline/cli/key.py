@@ -11,9 +11,9 @@ import click
 from evidence_store.errors import SigningKeyError
 from evidence_store.ledger import Draft
 from evidence_store.sign import PublicKey
-from evidence_store.store import allow_key, allowed
+from evidence_store.store import allow_key
 from pipeline.cli.base import Globals, Group, pass_globals, receipt, table
-from pipeline.cli.case import checked
+from pipeline.cli.case import checked, read_public_key
 from pipeline.session import KEY_NAMES
 
 
@@ -32,7 +32,7 @@ def new(options: Globals) -> None:
             f"both signing keys exist in {session.key_path('entry').parent}; nothing was changed",
             hint="impound key show prints their fingerprints",
         )
-    made = session.make_keys()
+    made = session.make_keys(session.missing_keys())
     options.result(
         {"keys": [_describe(options, name, k) for name, k in made.items()]},
         [f"{name} key {k.fingerprint}  {session.key_path(name)}" for name, k in made.items()],
@@ -67,10 +67,7 @@ def _describe(options: Globals, name: str, public: PublicKey) -> dict[str, Any]:
 @pass_globals
 def add(options: Globals, case_id: str, public: Path, use: str) -> None:
     """Allow another person's key in a case."""
-    try:
-        added = PublicKey.from_pem(public.read_bytes())
-    except OSError as e:
-        raise SigningKeyError(f"cannot read {public}: {e.strerror}") from e
+    added = read_public_key(public)
     found = options.open_store(writing=True).case(checked(case_id))
     allow_key(found, added, use)
     checkpoint = options.seal(found)
@@ -86,23 +83,24 @@ def add(options: Globals, case_id: str, public: Path, use: str) -> None:
 @click.argument("kid", metavar="KID")
 @pass_globals
 def revoke(options: Globals, case_id: str, kid: str) -> None:
-    """End a key's right to sign entries from now on; what it signed before stays valid."""
+    """End a key's right to sign from now on; what it signed before stays valid."""
     found = options.open_store(writing=True).case(checked(case_id))
-    known = found.ledger.ring.entry.get(kid)
-    if known is None:
+    live = [k.allowed for k in found.listed_keys if k.revoked is None]
+    chosen = next((k for k in live if k.kid == kid), None)
+    if chosen is None:
         raise SigningKeyError(
-            f"no key {kid} may sign entries in case {case_id}",
-            hint=f"impound --json case show {case_id} lists the keys",
+            f"no key {kid} may sign in case {case_id}",
+            hint=f"impound case show {case_id} lists the keys",
         )
-    if len(found.ledger.ring.entry) == 1:
+    use = chosen.use
+    if sum(k.use == use for k in live) == 1:
         raise SigningKeyError(
-            f"{kid} is the only key that may sign in case {case_id}",
-            hint="allow another one first: impound key add",
+            f"{kid} is the only {use} key in case {case_id}",
+            hint=f"allow another one first: impound key add {case_id} PUBLIC.pem --use {use}",
         )
-    name, public = known
-    found.record(lambda: Draft("key.revoked", {"keys": [allowed(public, name, "entry")]}))
+    found.record(lambda: Draft("key.revoked", {"keys": [chosen]}))
     checkpoint = options.seal(found)
     options.result(
-        {"case": case_id, "kid": kid, "receipt": receipt(checkpoint)},
-        [f"key {kid} may no longer sign in case {case_id}"],
+        {"case": case_id, "kid": kid, "use": use, "receipt": receipt(checkpoint)},
+        [f"key {kid} may no longer sign ({use}) in case {case_id}"],
     )

@@ -13,7 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evidence_store.errors import IntegrityError, SigningKeyError
-from evidence_store.sign import LocalSigner, PublicKey, parse_note, sign_note, verify_note
+from evidence_store.sign import (
+    PBKDF2_ITERATIONS,
+    LocalSigner,
+    PublicKey,
+    parse_note,
+    sign_note,
+    verify_note,
+)
 from tests.evidence_store.kit import ENTRY, SECOND, STRANGER
 
 NAME = "local/entry"
@@ -164,6 +171,21 @@ def test_key_is_saved_encrypted_private_and_never_overwritten(tmp_path):
     with pytest.raises(SigningKeyError, match="not overwritten"):
         SECOND.save(path, b"other")
     assert path.read_bytes() == before
+
+
+def test_openssl_opens_a_saved_key_and_sees_how_it_is_protected(tmp_path):
+    path = tmp_path / "entry.pem"
+    ENTRY.save(path, "pässword".encode())
+    public = subprocess.run(
+        ["openssl", "pkey", "-in", path, "-passin", "pass:pässword", "-pubout"],
+        check=True, capture_output=True,
+    ).stdout  # fmt: skip
+    assert public == ENTRY.public.pem()
+    shown = subprocess.run(
+        ["openssl", "asn1parse", "-in", path], check=True, capture_output=True, text=True
+    ).stdout
+    for part in ("PBES2", "PBKDF2", "hmacWithSHA256", "aes-256-cbc", f"{PBKDF2_ITERATIONS:06X}"):
+        assert part in shown
 
 
 def test_an_empty_passphrase_is_refused(tmp_path):

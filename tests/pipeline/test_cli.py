@@ -181,6 +181,43 @@ def test_second_person_is_let_in_and_out(opened, home, tmp_path, monkeypatch):
     assert opened("key", "revoke", "T-1001", other["kid"]).code == 0
     assert opened("verify", "T-1001", "--deep").code == 0
     assert opened("key", "revoke", "T-1001", "00000000").code == 11
+    listed = {k["kid"]: k for k in opened("--json", "case", "show", "T-1001").json["keys"]}
+    assert listed[other["kid"]]["revoked"] > listed[other["kid"]]["since"] > 0
+
+
+def test_a_checkpoint_key_is_revoked_when_there_is_another(opened, tmp_path, monkeypatch):
+    own = next(k for k in opened("--json", "key", "show").json["keys"] if k["use"] == "checkpoint")
+    only = opened("key", "revoke", "T-1001", own["kid"])
+    assert only.code == 11
+    assert "only checkpoint key" in only.err
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "other"))
+    other = opened("--json", "key", "new").json["keys"][1]
+    monkeypatch.delenv("XDG_CONFIG_HOME")
+    added = opened("key", "add", "T-1001", other["public"], "--use", "checkpoint")
+    assert added.code == 0
+    revoked = opened("key", "revoke", "T-1001", own["kid"])
+    assert revoked.code == 0
+    assert "may not seal" in revoked.err  # nor can it seal its own end
+    assert opened("verify", "T-1001").code == 3
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "other"))
+    assert opened("seal", "T-1001").code == 0
+    assert opened("verify", "T-1001").code == 0
+
+
+def test_a_checkpoint_key_may_be_kept_elsewhere(impound, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "sealer"))
+    public = impound("--json", "key", "new").json["keys"][1]["public"]
+    monkeypatch.delenv("XDG_CONFIG_HOME")
+    done = impound("case", "open", "T-1001", "--checkpoint-key", public)
+    assert done.code == 0
+    assert "no checkpoint key here" in done.err
+    assert [k["use"] for k in impound("--json", "key", "show").json["keys"]] == ["entry"]
+    assert impound("verify", "T-1001").code == 3
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "sealer"))
+    assert impound("seal", "T-1001").code == 0
+    assert impound("verify", "T-1001").code == 0
+    missing = impound("case", "open", "T-1002", "--checkpoint-key", tmp_path / "none")
+    assert missing.code == 11
 
 
 # -- cases -----------------------------------------------------------------------------------------
