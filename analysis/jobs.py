@@ -212,6 +212,8 @@ def _record(case: Case, result: JobResult, ingested: Ingested) -> None:
         "rows": dict(result.rows),
         "gaps": len(result.gaps),
         "network": clean(outcome.network, 100),
+        "files": clean(outcome.files, 100),
+        "processes": clean(outcome.processes, 100),
         "seconds": int(outcome.seconds),
         "max_rss": outcome.max_rss,
     }  # fmt: skip

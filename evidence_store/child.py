@@ -3,15 +3,24 @@
 
 The child
     - is `python -I` of its own, limited in address space, CPU time, wall clock, file size and open
-      files; has no network where the kernel lets us unshare it; gains no privileges; dies with its
-      parent; works in a temporary directory of its own.
+      files; has no network where the kernel lets us unshare it; gains no privileges, and has none
+      of root's but to read; reads only what an interpreter needs and writes only below the
+      temporary directory it works in, where the kernel has Landlock; ends with its parent and takes
+      all it started along, out of its process group too where the kernel gives a PID namespace.
+      What could not be taken away stands in the `Outcome`.
     - asks for a segment of an item and gets a read-only descriptor of it, or "not stored" (zeros).
       The parent checks the segment's digest before it hands the descriptor over, whatever the
-      backend, so reading costs one pread(2) and a child can only ever see verified bytes.
+      backend (`VerifiedSegments` says when again), so reading costs one pread(2). Whoever can write
+      to the store can change a segment under a descriptor that is out; the child then sees that.
     - tells what it did in messages of JSON. What it says is data, never trusted: only the parent
       stores anything.
 
-Source: unix(7) SCM_RIGHTS and SOCK_SEQPACKET; prctl(2) PR_SET_PDEATHSIG; unshare(2).
+With a PID namespace there are three processes: the supervisor, which the parent knows; its child,
+which is pid 1 of the namespace, so that the kernel kills all in it when it ends; and the worker,
+which alone sees evidence, and cannot reach the other two. Status 128 + n is death by signal n.
+
+Source: unix(7) SCM_RIGHTS and SOCK_SEQPACKET; prctl(2) PR_SET_PDEATHSIG; unshare(2);
+pid_namespaces(7); capset(2); landlock.py.
 """
 
 from __future__ import annotations
@@ -31,8 +40,9 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
+from evidence_store import landlock
 from evidence_store.errors import Error, IntegrityError
 from evidence_store.item import SegmentFile
 from evidence_store.model import clean
@@ -40,7 +50,16 @@ from evidence_store.model import clean
 _MESSAGE = 128 << 10
 _STDERR_TAIL = 4000
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
-_CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
+_CLONE_NEWUSER, _CLONE_NEWPID, _CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
+_CAPABILITY_VERSION_3, _CAP_DAC_READ_SEARCH = 0x20080522, 1 << 2
+_END_S = 5
+# What an interpreter, its libraries, fonts and time zones read outside Python's own folders.
+# DuckDB looks up its CPU limit in the cgroup tree, and crashes where it may not.
+_READABLE = (
+    "/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache", "/etc/localtime", "/etc/timezone",
+    "/etc/fonts", "/etc/mime.types", "/etc/ssl/openssl.cnf", "/proc/self",
+    "/sys/devices/system/cpu", "/sys/fs/cgroup", "/dev/null", "/dev/urandom",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,6 +89,9 @@ class Outcome:
         reason: in words, why not; "" if ok.
         stderr: the end of what it printed, escaped.
         network: "none" if it had no network, else why it could not be taken away.
+        files: "own folder only" if it could read nothing but what an interpreter needs, and write
+            only in its folder; else what was open to it, and why.
+        processes: "ended with it" if nothing that it started can have outlived it; else why.
         seconds: wall clock.
         max_rss: peak resident bytes as the child says, 0 if it died before it could.
     """
@@ -78,6 +100,8 @@ class Outcome:
     reason: str
     stderr: str
     network: str
+    files: str
+    processes: str
     seconds: float
     max_rss: int
 
@@ -101,6 +125,7 @@ class Child:
     folder: Path
     limits: Limits = field(default_factory=Limits)
     on_message: Callable[[dict[str, Any]], None] = lambda _message: None
+    _hello: dict[str, str] = field(default_factory=dict, init=False)
     _max_rss: int = field(default=0, init=False)
 
     def run(self) -> Outcome:
@@ -122,21 +147,23 @@ class Child:
                          "TMPDIR": str(self.folder), "MPLCONFIGDIR": str(self.folder)},
                     start_new_session=True,
                 )  # fmt: skip
-            network, problem = "unknown", "it was interrupted"
+            problem = "it was interrupted"
             try:
                 ours.send(json.dumps(self._opening()).encode())
-                network, problem = self._serve(ours, started + self.limits.wall_s)
+                problem = self._serve(ours, started + self.limits.wall_s)
             except (BrokenPipeError, ConnectionResetError):
                 problem = "it closed its channel"
             finally:
-                _end(process, grace_s=0 if problem else 5)
+                _end(process, grace_s=0 if problem else _END_S)
             stderr.seek(max(0, stderr.seek(0, os.SEEK_END) - _STDERR_TAIL))
             said = clean(stderr.read().decode("utf-8", "backslashreplace"))
         return Outcome(
             ok=process.returncode == 0 and not problem,
             reason=_reason(process.returncode, problem, said),
             stderr=said,
-            network=network,
+            network=self._hello.get("network", "unknown"),
+            files=self._hello.get("files", "unknown"),
+            processes=self._hello.get("processes", "unknown"),
             seconds=time.monotonic() - started,
             max_rss=self._max_rss,
         )
@@ -148,31 +175,31 @@ class Child:
             "limits": asdict(self.limits),
         }  # fmt: skip
 
-    def _serve(self, sock: socket.socket, deadline: float) -> tuple[str, str]:
-        """Answer until the child closes its end; return (network, what went wrong or "")."""
-        network = "unknown"
+    def _serve(self, sock: socket.socket, deadline: float) -> str:
+        """Answer until the child closes its end; return what went wrong or ""."""
         poll = select.poll()
         poll.register(sock, select.POLLIN)
         while True:
             left = deadline - time.monotonic()
             if left <= 0 or not poll.poll(left * 1000):
-                return network, f"it was ended after {self.limits.wall_s:.0f} s of wall clock"
+                return f"it was ended after {self.limits.wall_s:.0f} s of wall clock"
             packet = sock.recv(_MESSAGE)
             if not packet:
-                return network, ""
+                return ""
             try:
                 message = json.loads(packet)
                 kind = message.pop("message_type")
                 if kind == "open":
                     self._open(sock, str(message["item"]), str(message["object"]))
-                elif kind == "hello":
-                    network = clean(str(message["network"]), 200)
+                elif kind == "hello" and not self._hello:
+                    # The first comes from us, before the child has seen a byte of evidence.
+                    self._hello = {k: clean(str(v), 200) for k, v in message.items()}
                 elif kind == "usage":
                     self._max_rss = min(int(message["max_rss"]), 1 << 48)
                 else:
                     self.on_message({"message_type": kind, **message})
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-                return network, f"it sent a malformed message ({clean(str(e), 100)})"
+                return f"it sent a malformed message ({clean(str(e), 100)})"
 
     def _open(self, sock: socket.socket, item: str, name: str) -> None:
         if item not in self.items:
@@ -191,12 +218,15 @@ class Child:
 def _end(process: subprocess.Popen[bytes], grace_s: float) -> None:
     """Make sure it and all it started are gone."""
     try:
-        # It closed its end, so it is about to exit by itself.
-        process_fd = os.pidfd_open(process.pid)
+        fd = os.pidfd_open(process.pid)
         try:
-            select.select([process_fd], [], [], grace_s)
+            # Without a problem it closed its end, so it is about to exit by itself.
+            if not select.select([fd], [], [], grace_s)[0]:
+                # The supervisor ends the namespace and waits until all in it are gone.
+                signal.pidfd_send_signal(fd, signal.SIGTERM)
+                select.select([fd], [], [], _END_S)
         finally:
-            os.close(process_fd)
+            os.close(fd)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -208,6 +238,8 @@ def _reason(code: int, problem: str, said: str) -> str:
         return problem
     if code == 0:
         return ""
+    if code > 128:
+        code = 128 - code
     last = said.replace("\\x0a", "\n").strip().splitlines()[-1:] or [""]
     if code < 0:
         names = {
@@ -278,34 +310,81 @@ def _limit(limits: Mapping[str, Any]) -> None:
         resource.setrlimit(which, (value, value))
 
 
-def _enclose(parent: int) -> str:
-    """Cut the network off, tie our life to the parent's; return "none" or why there is network."""
+def _enclose(parent: int, sock: socket.socket) -> tuple[str, str]:
+    """Leave the network and the process table, tie our life to the parent's.
+
+    Only the worker returns, with `Outcome.network` and `Outcome.processes`.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
-    flags = _CLONE_NEWNET if os.geteuid() == 0 else _CLONE_NEWNET | _CLONE_NEWUSER
-    network = "none"
-    if libc.unshare(flags):
-        network = f"not taken away: {os.strerror(ctypes.get_errno())}"
+
+    def unshare(flag: int) -> str:
+        return os.strerror(ctypes.get_errno()) if libc.unshare(flag) else ""
+
+    network = unshare(_CLONE_NEWNET)
+    if network and not unshare(_CLONE_NEWUSER):
+        network = unshare(_CLONE_NEWNET)
+    network = f"not taken away: {network}" if network else "none"
+    no_pids = unshare(_CLONE_NEWPID)
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     # After unshare: a change of credentials clears it.
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
-    return network
+    if no_pids:
+        return network, f"only its process group was ended: {no_pids}"
+    supervisor = os.pidfd_open(os.getpid())
+    if init := os.fork():
+        sock.close()
+        signal.signal(signal.SIGTERM, lambda *_: os.kill(init, signal.SIGKILL))
+        _exit_as(init)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if select.select([supervisor], [], [], 0)[0]:
+        os._exit(1)
+    os.close(supervisor)
+    if worker := os.fork():
+        sock.close()
+        _exit_as(worker)
+    return network, "ended with it"
+
+
+def _exit_as(pid: int) -> NoReturn:
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    os._exit(code if code >= 0 else 128 - code)
+
+
+def _drop_capabilities() -> None:
+    """Keep of root's privileges only that of reading, which Landlock narrows.
+
+    Raises: OSError.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    data = (ctypes.c_uint32 * 6)()
+    if libc.capget(header, data) == 0:
+        keep = data[1] & _CAP_DAC_READ_SEARCH  # effective, permitted, inheritable; twice 32 bits
+        if libc.capset(header, (ctypes.c_uint32 * 6)(keep, keep)) == 0:
+            return
+    code = ctypes.get_errno()
+    raise OSError(code, os.strerror(code))
 
 
 def main() -> None:
     """Entry of the child: `python -I -m evidence_store.child FD PARENT_PID`."""
     sock = socket.socket(fileno=int(sys.argv[1]))
-    network = _enclose(int(sys.argv[2]))
+    network, processes = _enclose(int(sys.argv[2]), sock)
     opening = json.loads(sock.recv(_MESSAGE))
     _limit(opening["limits"])
+    # Opened now: the rule for /proc/self holds only while the kernel keeps that entry in memory.
+    status = Path("/proc/self/status").open()  # noqa: SIM115
+    files = landlock.restrict([*_READABLE, sys.prefix, sys.base_prefix, *sys.path], ".")
+    _drop_capabilities()
     channel = Channel(sock, opening)
-    channel.send("hello", network=network)
+    channel.send("hello", network=network, files=files, processes=processes)
     try:
         importlib.import_module(opening["module"]).main(channel)
         # Not ru_maxrss, which counts what the parent had when it forked.
-        status = Path("/proc/self/status").read_text()
-        channel.send("usage", max_rss=int(status.split("VmHWM:")[1].split()[0]) * 1024)
+        peak = status.read().split("VmHWM:")[1].split()[0]
+        channel.send("usage", max_rss=int(peak) * 1024)
     except Error as e:
         sys.stderr.write(f"{type(e).__name__}: {e}\n")
         sys.exit(1)

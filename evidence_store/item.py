@@ -115,9 +115,9 @@ class Readable(Protocol):
 class SegmentFile(io.RawIOBase):
     r"""One seekable read-only file over segments that somebody else opens and checks.
 
-    `open_segment(index)` returns a descriptor whose content was verified, or None where the segment
-    is not stored (a hole or unreadable: zeros). At most 64 descriptors are open at a time. Not for
-    use by several threads at once.
+    `open_segment(index)` returns a descriptor of a segment that it has checked, or None where the
+    segment is not stored (a hole or unreadable: zeros). At most 64 descriptors are open at a time.
+    Not for use by several threads at once.
 
     >>> SegmentFile(10, 4, lambda i: None).pread(3, 8)
     b'\x00\x00'
@@ -210,13 +210,19 @@ class SegmentFile(io.RawIOBase):
 
 
 class VerifiedSegments:
-    """Opens segments of one item, checking the whole digest of each on first touch."""
+    """Opens segments of one item, each checked.
+
+    What `open` and `open_object` promise: the whole SHA-256 of the object was what is recorded when
+    this opened it first, and the file that is opened now has the device, inode, size, modification
+    and change time it had then; if any differs, it is hashed again. A descriptor that is out shows
+    the file as it is at each read; a change below those times is for `verify --deep` to find.
+    """
 
     def __init__(self, backend: Backend, prefix: str, segments: SegmentList) -> None:
         self._backend = backend
         self._prefix = prefix
         self._segments = segments
-        self._seen: set[str] = set()
+        self._seen: dict[str, tuple[int, ...]] = {}
 
     def names(self) -> list[str]:
         """Return the names of all stored objects, below `data/`."""
@@ -230,7 +236,7 @@ class VerifiedSegments:
         return self.open_object(segment_name(index))
 
     def open_object(self, name: str) -> int | None:
-        """Return a descriptor of an object of a file set, or None if there is none.
+        """Return a descriptor of an object by its name, or None if there is none.
 
         Raises: IntegrityError naming the object; StoreError.
         """
@@ -238,9 +244,14 @@ class VerifiedSegments:
         if expected is None:
             return None
         fd = self._backend.open_fd(f"{self._prefix}/data/{name}")
-        if name in self._seen:
-            return fd
         try:
+            # Taken before hashing: what changes meanwhile differs at the next open.
+            found = os.fstat(fd)
+            version = (
+                found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+            )  # fmt: skip
+            if self._seen.get(name) == version:
+                return fd
             actual, _ = sha256_of_fd(fd)
         except OSError as e:
             os.close(fd)
@@ -252,5 +263,5 @@ class VerifiedSegments:
                 f"(SHA-256 {actual}, recorded {expected})",
                 hint="stop using this copy; verify --deep names everything that differs",
             )
-        self._seen.add(name)
+        self._seen[name] = version
         return fd

@@ -387,7 +387,7 @@ class Case:
         return raw
 
     def objects(self, item_id: str) -> VerifiedSegments:
-        """Return access to the objects of an item, each verified on first touch.
+        """Return access to the objects of an item; `VerifiedSegments` says when each is verified.
 
         Raises: ItemNotFoundError, IntegrityError.
         """

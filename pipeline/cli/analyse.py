@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import click
 
 from analysis.errors import AnalysisError
 from analysis.jobs import JOBS, Job, JobResult, run_job
+from evidence_store.child import Outcome
 from evidence_store.store import Case
 from pipeline.cli.base import Command, Globals, pass_globals, receipt
 from pipeline.cli.case import checked
@@ -80,7 +82,18 @@ def _document(result: JobResult) -> dict[str, Any]:
         "coverage": result.coverage if not result.existing else None,
         "seconds": round(result.outcome.seconds, 3) if result.outcome else None,
         "network": result.outcome.network if result.outcome else None,
+        "files": result.outcome.files if result.outcome else None,
+        "processes": result.outcome.processes if result.outcome else None,
     }  # fmt: skip
+
+
+def _not_taken_away(outcome: Outcome) -> Iterator[str]:
+    if outcome.network != "none":
+        yield f"  the job's network could not be taken away ({outcome.network})"
+    if outcome.files != "own folder only":
+        yield f"  the job's files could not be limited to its own folder ({outcome.files})"
+    if outcome.processes != "ended with it":
+        yield f"  a process that the job started may have outlived it ({outcome.processes})"
 
 
 def _lines(result: JobResult) -> list[str]:
@@ -91,8 +104,8 @@ def _lines(result: JobResult) -> list[str]:
         return [f"{result.job} of {result.item} was done before: {result.result_item} ({rows})",
                 "  (--again does it again)"]  # fmt: skip
     lines = [f"{result.job} of {result.item}: {result.result_item}, rows: {rows}"]
-    if result.outcome and result.outcome.network != "none":
-        lines.append(f"  the job's network could not be taken away ({result.outcome.network})")
+    if result.outcome:
+        lines += _not_taken_away(result.outcome)
     shown = result.gaps[:10]
     lines += [f"  GAP: {row['what']}: {row['reason']}" for row in shown]
     if len(result.gaps) > len(shown):

@@ -93,6 +93,50 @@ def test_a_file_set_is_read_back_by_name(world):
     assert world.verify().findings == []
 
 
+def flip(path, at):
+    path.chmod(0o600)
+    with path.open("r+b") as f:
+        byte = os.pread(f.fileno(), 1, at)[0]
+        os.pwrite(f.fileno(), bytes([byte ^ 1]), at)
+
+
+def test_a_segment_changed_after_its_first_reading_is_refused_when_opened_again(world):
+    small = 4096
+    world.case.ingest("disk", FakeImage(pattern(66 * small)), segment_size=small)
+    segment = world.folder / "items/E0001/data" / segment_name(0)
+    with world.case.open("E0001") as image:
+        assert image.pread(10, 0) == pattern(10)
+        for index in range(1, 66):  # more than stay open, so that the first is closed
+            image.pread(1, index * small)
+        flip(segment, 5)
+        with pytest.raises(IntegrityError, match=f"E0001/data/{segment_name(0)} is not what was"):
+            image.pread(10, 0)
+
+
+def test_a_replaced_object_is_hashed_again_and_a_touched_one_stays_good(world):
+    ingest(world, FakeImage(pattern(SEGMENT)))
+    segment = world.folder / "items/E0001/data" / segment_name(0)
+    objects = world.case.objects("E0001")
+    os.close(objects.open(0))
+    os.utime(segment, ns=(1, 1))
+    os.close(objects.open(0))
+    body = bytearray(segment.read_bytes())
+    body[7] ^= 1
+    segment.rename(segment.with_suffix(".old"))
+    segment.write_bytes(body)
+    os.utime(segment, ns=(1, 1))
+    with pytest.raises(IntegrityError, match="is not what was acquired"):
+        objects.open(0)
+
+
+def test_an_unchanged_object_is_hashed_once(world, monkeypatch):
+    ingest(world, FakeImage(pattern(SEGMENT)))
+    objects = world.case.objects("E0001")
+    os.close(objects.open(0))
+    monkeypatch.setattr("evidence_store.item.sha256_of_fd", lambda _fd: pytest.fail("hashed again"))
+    os.close(objects.open(0))
+
+
 @pytest.mark.parametrize(
     ("source", "why"),
     [
