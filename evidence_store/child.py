@@ -3,11 +3,12 @@
 
 The child
     - is `python -I` of its own, limited in address space, CPU time, wall clock, file size and open
-      files; has no network where the kernel lets us unshare it; gains no privileges, and has none
-      of root's but to read; reads only what an interpreter needs and writes only below the
-      temporary directory it works in, where the kernel has Landlock; ends with its parent and takes
-      all it started along, out of its process group too where the kernel gives a PID namespace.
-      What could not be taken away stands in the `Outcome`.
+      files; makes no sockets, and has a network namespace of its own where the kernel lets us
+      unshare it; gains no privileges, and has none of root's but to read; reads only what an
+      interpreter needs and writes only below the temporary directory it works in, where the kernel
+      has Landlock; ends with its parent and takes all it started along, out of its process group
+      too where the kernel gives a PID namespace. What could not be taken away stands in the
+      `Outcome`.
     - asks for a segment of an item and gets a read-only descriptor of it, or "not stored" (zeros).
       The parent checks the segment's digest before it hands the descriptor over, whatever the
       backend (`VerifiedSegments` says when again), so reading costs one pread(2). Whoever can write
@@ -20,7 +21,7 @@ which is pid 1 of the namespace, so that the kernel kills all in it when it ends
 which alone sees evidence, and cannot reach the other two. Status 128 + n is death by signal n.
 
 Source: unix(7) SCM_RIGHTS and SOCK_SEQPACKET; prctl(2) PR_SET_PDEATHSIG; unshare(2);
-pid_namespaces(7); capset(2); landlock.py.
+pid_namespaces(7); capset(2); landlock.py; seccomp.py.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
-from evidence_store import landlock
+from evidence_store import landlock, seccomp
 from evidence_store.errors import Error, IntegrityError
 from evidence_store.item import SegmentFile
 from evidence_store.model import clean
@@ -88,7 +89,8 @@ class Outcome:
         ok: it ended by itself, with status 0.
         reason: in words, why not; "" if ok.
         stderr: the end of what it printed, escaped.
-        network: "none" if it had no network, else why it could not be taken away.
+        network: "none" if it had no network (by namespace, or because it could make no socket),
+            else why it could not be taken away.
         files: "own folder only" if it could read nothing but what an interpreter needs, and write
             only in its folder; else what was open to it, and why.
         processes: "ended with it" if nothing that it started can have outlived it; else why.
@@ -378,6 +380,10 @@ def main() -> None:
     status = Path("/proc/self/status").open()  # noqa: SIM115
     files = landlock.restrict([*_READABLE, sys.prefix, sys.base_prefix, *sys.path], ".")
     _drop_capabilities()
+    if why := seccomp.refuse_sockets():
+        files = f"{files}, but sockets of other programs can be reached ({why})"
+    else:
+        network = "none"
     channel = Channel(sock, opening)
     channel.send("hello", network=network, files=files, processes=processes)
     try:

@@ -91,6 +91,7 @@ def network(channel: Channel) -> None:
 
     _try(channel, "tcp", lambda: connect(socket.AF_INET, ("127.0.0.1", channel.request["port"])))
     _try(channel, "abstract", lambda: connect(socket.AF_UNIX, "\0" + channel.request["name"]))
+    _try(channel, "path", lambda: connect(socket.AF_UNIX, channel.request["path"]))
 
 
 def _try(channel: Channel, what: str, act: Callable[[], object]) -> None:
