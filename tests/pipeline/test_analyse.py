@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `impound analyse` says of a job."""
+
+from __future__ import annotations
+
+from analysis.jobs import JobResult
+from evidence_store.child import Outcome
+from pipeline.cli.analyse import _document, _lines
+
+
+def result(network: str, files: str, processes: str) -> JobResult:
+    outcome = Outcome(True, "", "", network, files, processes, 1.0, 0)
+    return JobResult("files", "E0001", "E0002", {"files": 1}, [], outcome)
+
+
+def test_a_job_that_was_limited_in_all_is_one_line():
+    assert len(_lines(result("none", "own folder only", "ended with it"))) == 1
+
+
+def test_what_could_not_be_taken_away_from_a_job_is_said():
+    weak = result("not taken away: A", "not limited: no Landlock (B)", "only its group: C")
+    assert len(_lines(weak)) == 4
+    said = "\n".join(_lines(weak))
+    assert all(why in said for why in ("away: A", "Landlock (B)", "group: C"))
+    document = _document(weak)
+    assert (document["network"], document["files"], document["processes"]) == (
+        "not taken away: A", "not limited: no Landlock (B)", "only its group: C")  # fmt: skip
