@@ -21,7 +21,8 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -68,6 +69,7 @@ _KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*
 _CHUNK = 4 << 20
 _PIECE = 65536
 _ZEROS = bytearray(_PIECE)
+_STALE_SECONDS = 24 * 3600
 _TMP = "tmp"
 _LOCKS = "locks"
 
@@ -90,6 +92,19 @@ class Stored:
 
     key: str
     size: int
+
+
+@dataclass(frozen=True)
+class Leftovers:
+    """What interrupted writes left in a store, outside every case.
+
+    Attributes:
+        temporary: files in `tmp/` that no process of this machine is writing.
+        quarantine: torn objects that `set_aside` moved; a `recovery.noted` speaks of each.
+    """
+
+    temporary: list[Stored]
+    quarantine: list[Stored]
 
 
 class Backend(Protocol):
@@ -117,6 +132,13 @@ class Backend(Protocol):
 
     def list(self, prefix: str) -> Iterator[Stored]:
         """Yield every object under the folder `prefix`, sorted by key."""
+
+    def folders(self, prefix: str) -> Iterator[str]:
+        """Yield the names of the immediate sub-folders of `prefix`, in the order of `list`.
+
+        It reads `prefix` and nothing below. Where folders exist by themselves (a file system) one
+        that holds no object may be among them; a link or a name out of form never is.
+        """
 
     def strays(self, prefix: str) -> Iterator[str]:
         """Yield what lies under `prefix` and is no object (links, pipes, names out of form)."""
@@ -286,25 +308,52 @@ class LocalBackend:
             if entry.is_file(follow_symlinks=False) and _KEY.fullmatch(key):
                 yield Stored(key, entry.stat(follow_symlinks=False).st_size)
 
+    def folders(self, prefix: str) -> Iterator[str]:
+        """See `Backend.folders`."""
+        for entry in self._scan(check_key(prefix)):
+            if entry.is_dir(follow_symlinks=False) and _KEY.fullmatch(entry.name):
+                yield entry.name
+
     def strays(self, prefix: str) -> Iterator[str]:
         """See `Backend.strays`."""
         for key, entry in self._walk(check_key(prefix)):
             if not entry.is_file(follow_symlinks=False) or not _KEY.fullmatch(key):
                 yield key
 
+    def leftovers(self) -> Leftovers:
+        """Return what interrupted writes left outside every case. Nothing names `tmp/`.
+
+        A temporary file counts if it is older than a day, or if no process of this machine has the
+        id that its name begins with. A process of another machine (or container) may still be
+        writing it: that is why nobody but a person removes it. Raises: StoreError.
+        """
+        temporary, oldest = [], time.time() - _STALE_SECONDS
+        for key, entry in self._walk(_TMP):
+            try:
+                found = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue  # its writer was done with it just now
+            if not stat.S_ISREG(found.st_mode):
+                continue
+            if found.st_mtime < oldest or _writer_is_gone(entry.name):
+                temporary.append(Stored(key, found.st_size))
+        return Leftovers(temporary, list(self.list("quarantine")))
+
     def _walk(self, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
-        try:
-            entries = sorted(os.scandir(self._path(prefix)), key=_place)
-        except (FileNotFoundError, NotADirectoryError):
-            return
-        except OSError as e:
-            raise translate(e, f"cannot list {prefix}") from e
-        for entry in entries:
+        for entry in self._scan(prefix):
             key = f"{prefix}/{entry.name}"
             if entry.is_dir(follow_symlinks=False) and _KEY.fullmatch(key):
                 yield from self._walk(key)
             else:
                 yield key, entry
+
+    def _scan(self, prefix: str) -> Iterable[os.DirEntry[str]]:
+        try:
+            return sorted(os.scandir(self._path(prefix)), key=_place)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as e:
+            raise translate(e, f"cannot list {prefix}") from e
 
     # -- folders ---------------------------------------------------------------------------------
 
@@ -329,6 +378,20 @@ class LocalBackend:
 def _place(entry: os.DirEntry[str]) -> str:
     """Where an entry comes in the order of whole keys: `a-b` before `a/b`."""
     return entry.name + "/" * entry.is_dir(follow_symlinks=False)
+
+
+def _writer_is_gone(name: str) -> bool:
+    """Tell whether `<pid>-<random>` names a process that this machine does not have."""
+    match = re.fullmatch(r"([1-9][0-9]{0,8})-[0-9a-f]{16}(\.link)?", name)
+    if match is None:
+        return False
+    try:
+        os.kill(int(match[1]), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
 
 
 def _write_new(path: Path, body: Body) -> int:
@@ -418,20 +481,37 @@ def sha256_of_fd(fd: int) -> tuple[str, int]:
 
     Raises: OSError.
     """
-    digest = LinearDigest()
-    buffer = bytearray(_CHUNK)
+    digest, size = LinearDigest(), 0
+    with memoryview(bytearray(_CHUNK)) as view:
+        for part in parts_of_fd(fd, lambda: view):
+            if isinstance(part, int):
+                digest.zeros(part)
+                size += part
+            else:
+                digest.update(part)
+                size += len(part)
+    return digest.results()["sha256"], size
+
+
+def parts_of_fd(fd: int, buffer: Callable[[], memoryview]) -> Iterator[memoryview | int]:
+    """Yield an open file from its start: bytes, or how many zeros a file hole stands for.
+
+    `buffer` gives the memory for the next read; the caller says when it is free again.
+    Raises: OSError.
+    """
     at, size = 0, os.fstat(fd).st_size
-    with memoryview(buffer) as view:
-        while at < size:
-            data = min(_next_data(fd, at), size)
-            digest.zeros(data - at)
+    while at < size:
+        data = min(_next_data(fd, at), size)
+        if data > at:
+            yield data - at
             at = data
-            n = os.preadv(fd, [view], at) if at < size else 0
-            digest.update(view[:n])
-            at += n
-            if n == 0:
-                size = min(size, at)
-    return digest.results()["sha256"], at
+            continue
+        view = buffer()
+        n = os.preadv(fd, [view], at)
+        if n == 0:
+            return  # it got shorter while it was read
+        yield view[:n]
+        at += n
 
 
 def _next_data(fd: int, at: int) -> int:

@@ -25,6 +25,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from pydantic import JsonValue
+
 from evidence_store.backend import (
     AmbiguousWriteError,
     Backend,
@@ -192,6 +194,21 @@ def _is_torn(raw: bytes) -> bool:
     return False
 
 
+def set_aside(backend: LocalBackend, key: str, raw: bytes) -> dict[str, JsonValue]:
+    """Move a torn object, of which `raw` is there, to `quarantine/`; return what to record.
+
+    Raises: StoreError.
+    """
+    moved = backend.set_aside(key)
+    return {"moved_to": moved, "size": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
+
+
+def recovery(facts: dict[str, JsonValue]) -> Draft:
+    """Return the event that tells of an object set aside."""
+    note = "a torn object, left by an interrupted write, was set aside"
+    return Draft("recovery.noted", {"data": facts, "note": note})
+
+
 @dataclass
 class Scribe:
     """Who writes: everything that each entry of a process has in common."""
@@ -350,21 +367,28 @@ class Ledger:
             self.sync()
             return
         except LedgerError as e:
-            key = f"{self._prefix}/ledger/{entry_name(e.position)}"
-            after = f"{self._prefix}/ledger/{entry_name(e.position + 1)}"
-            if not isinstance(self._backend, LocalBackend) or self._backend.atomic_create:
+            facts = self.set_torn_aside(e.position)
+            if facts is None:
                 raise
-            if any(stored.key == after for stored in self._backend.list(f"{self._prefix}/ledger")):
-                raise
+        self.append(scribe, authority, lambda: recovery(facts))
+
+    def set_torn_aside(self, seq: int) -> dict[str, JsonValue] | None:
+        """Where creates can tear: move entry `seq` to `quarantine/` if it is torn and the last.
+
+        Return the facts for `recovery.noted`, or None if there is no such entry.
+        Raises: StoreError.
+        """
+        if not isinstance(self._backend, LocalBackend) or self._backend.atomic_create:
+            return None
+        folder = f"{self._prefix}/ledger"
+        if f"{folder}/{entry_name(seq + 1)}" in (s.key for s in self._backend.list(folder)):
+            return None
+        key = f"{folder}/{entry_name(seq)}"
+        try:
             raw = self._backend.read(key, 1 << 20)
-            if not _is_torn(raw):
-                raise
-        moved = self._backend.set_aside(key)
-        facts = {"moved_to": moved, "size": len(raw), "sha256": hashlib.sha256(raw).hexdigest()}
-        note = "a torn last entry, left by an interrupted write, was set aside"
-        self.append(
-            scribe, authority, lambda: Draft("recovery.noted", {"data": facts, "note": note})
-        )
+        except (ObjectNotFoundError, UnfitObjectError):
+            return None
+        return set_aside(self._backend, key, raw) if _is_torn(raw) else None
 
     def check_may_sign(self, key: PublicKey) -> str:
         """Return the name under which `key` signs entries now. Raises: SigningKeyError."""

@@ -23,7 +23,12 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from evidence_store.backend import Backend, ObjectNotFoundError
+from evidence_store.backend import (
+    Backend,
+    LocalBackend,
+    ObjectNotFoundError,
+    UnfitObjectError,
+)
 from evidence_store.case import CaseState, ItemRecord
 from evidence_store.checkpoint import (
     Checkpoint,
@@ -50,7 +55,15 @@ from evidence_store.item import (
     VerifiedSegments,
     parse_manifest,
 )
-from evidence_store.ledger import Draft, Ledger, Logged, Scribe
+from evidence_store.ledger import (
+    Draft,
+    Ledger,
+    Logged,
+    Scribe,
+    entry_name,
+    recovery,
+    set_aside,
+)
 from evidence_store.model import (
     CASE_ID,
     AllowedKey,
@@ -60,7 +73,7 @@ from evidence_store.model import (
     canonical,
     clean,
 )
-from evidence_store.sign import PublicKey, Signer, check_key_name
+from evidence_store.sign import MAX_NOTE_BYTES, PublicKey, Signer, check_key_name
 from evidence_store.transfer import ImageSource, Progress, SetSource, StreamSource
 
 LAYOUT = 1
@@ -133,12 +146,16 @@ class Store:
         Raises: StoreNotFoundError, IntegrityError, StoreError.
         """
         _ = self.identity
-        first = "/ledger/0000000000000000.note"
-        return [
-            stored.key.removeprefix("cases/").removesuffix(first)
-            for stored in self.backend.list("cases")
-            if stored.key.endswith(first) and stored.key.count("/") == 3
-        ]
+        return sorted(name for name in self.backend.folders("cases") if self._has_first_entry(name))
+
+    def _has_first_entry(self, case_id: str) -> bool:
+        try:
+            self.backend.read(f"cases/{case_id}/ledger/{entry_name(0)}", MAX_NOTE_BYTES)
+        except ObjectNotFoundError:
+            return False
+        except UnfitObjectError:
+            pass  # a case, and a broken one: whoever opens it is told
+        return True
 
     def create_case(
         self,
@@ -152,21 +169,27 @@ class Store:
     ) -> Case:
         """Open a new case: store its public keys, then record `case.opened`.
 
+        Where creates can tear, what an earlier attempt left of `store.json`, a key or entry 0 is
+        set aside first, and `recovery.noted` says so.
+
         Raises: ValueError for an id out of form; AlreadyExistsError; StoreError.
         """
         check_case_id(case_id)
         scribe = self.require_scribe()
+        torn = [self._set_torn_identity_aside()]
         identity = self.create(deployment)
         case = Case(self, case_id)
+        torn.append(case.ledger.set_torn_aside(0))
         if case.ledger.sync():
             raise AlreadyExistsError(
                 f"case {case_id} exists in {self.backend.uri}",
                 hint=f"look at it with: impound case show {case_id}",
             )
         entry_key = scribe.signer.public
-        for key in (entry_key, checkpoint_key):
-            with contextlib.suppress(AlreadyExistsError):
-                self.backend.create(f"{case.prefix}/keys/{key.kid}.pem", key.pem())
+        torn += [
+            self._create_whole(f"{case.prefix}/keys/{key.kid}.pem", key.pem())
+            for key in (entry_key, checkpoint_key)
+        ]
         name = f"{identity.deployment}/entry"
         fields: dict[str, Any] = {
             "store": StoreBinding(**identity.__dict__),
@@ -186,7 +209,39 @@ class Store:
         if opened.keys is None or opened.keys[0].sha256 != entry_key.fingerprint:
             raise AlreadyExistsError(f"case {case_id} was opened by another process just now")
         case.refresh()
+        for facts in filter(None, torn):
+            case.record(lambda facts=facts: recovery(facts))  # type: ignore[misc]
         return case
+
+    def _set_torn_identity_aside(self) -> dict[str, JsonValue] | None:
+        """Move a `store.json` whose write was interrupted aside, unless a case could rely on it."""
+        backend = self.backend
+        try:
+            raw = backend.read("store.json", 4096)
+        except ObjectNotFoundError:
+            return None
+        if raw.endswith(b"\n") or any(backend.folders("cases")):
+            return None
+        if not isinstance(backend, LocalBackend) or backend.atomic_create:
+            return None
+        return set_aside(backend, "store.json", raw)
+
+    def _create_whole(self, key: str, body: bytes) -> dict[str, JsonValue] | None:
+        """Store `body` unless it is there; where creates can tear, replace the front of it.
+
+        Return the facts for `recovery.noted` if a torn object was set aside.
+        """
+        backend = self.backend
+        try:
+            backend.create(key, body)
+        except AlreadyExistsError:
+            if isinstance(backend, LocalBackend) and not backend.atomic_create:
+                raw = backend.read(key, MAX_NOTE_BYTES)
+                if raw != body and body.startswith(raw):
+                    facts = set_aside(backend, key, raw)
+                    backend.create(key, body)
+                    return facts
+        return None
 
     def case(self, case_id: str) -> Case:
         """Return an existing case, its ledger verified.

@@ -117,13 +117,23 @@ class BackendContract:
         assert list(backend.list("nothing")) == []
         assert list(backend.list("p/b")) == []
 
+    def test_folders_are_the_immediate_ones_in_the_order_of_list(self, backend):
+        for key in ("c/b/x/y", "c/b/z", "c/a-b/x", "c/a/x", "c/file", "cc/d/x"):
+            backend.create(key, b"x")
+        assert list(backend.folders("c")) == ["a-b", "a", "b"]
+        assert list(backend.folders("c/b")) == ["x"]
+        assert list(backend.folders("c/a")) == []
+        assert list(backend.folders("c/file")) == []
+        assert list(backend.folders("nothing")) == []
+
     @pytest.mark.parametrize(
         "key", ["", "/", "/a", "a/", "a//b", ".", "..", "a/../b", ".a", "a/.b", "a b", "a\nb", "é",
                 "a\0b", "a\\b", "x" * 513],
     )  # fmt: skip
     def test_keys_out_of_form_are_refused(self, backend, key):
         for use in (lambda: backend.create(key, b""), lambda: backend.read(key, 1),
-                    lambda: backend.open_fd(key), lambda: list(backend.list(key))):  # fmt: skip
+                    lambda: backend.open_fd(key), lambda: list(backend.list(key)),
+                    lambda: list(backend.folders(key))):  # fmt: skip
             with pytest.raises(ValueError, match="not an object key"):
                 use()
 

@@ -8,11 +8,12 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from evidence_store.backend import LocalBackend, UnfitObjectError, translate
+from evidence_store.backend import LocalBackend, Stored, UnfitObjectError, translate
 from evidence_store.errors import AlreadyExistsError, StoreError, StoreFullError
 from tests.evidence_store.backend_contract import BackendContract
 
@@ -92,6 +93,51 @@ def test_names_out_of_form_are_strays(backend):
         Path(os.fsdecode(os.fsencode(backend.root) + b"/f/" + name)).write_bytes(b"")
     assert [s.key for s in backend.list("f")] == ["f/k"]
     assert len(list(backend.strays("f"))) == 5
+
+
+def test_folders_out_of_form_and_links_to_folders_are_none(backend):
+    backend.create("c/a/x", b"x")
+    for name in (".hidden", "new\nline", "sp ace"):
+        (backend.root / "c" / name).mkdir()
+    (backend.root / "c" / "link").symlink_to(backend.root / "c" / "a")
+    assert list(backend.folders("c")) == ["a"]
+
+
+def test_folders_does_not_look_below(backend, monkeypatch):
+    for n in range(3):
+        backend.create(f"c/{n}/deep/x", b"x")
+    looked, scandir = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: looked.append(path) or scandir(path))
+    assert len(list(backend.folders("c"))) == 3
+    assert looked == [backend.root / "c"]
+
+
+def test_leftovers_are_old_or_of_dead_processes_and_nothing_is_removed(backend):
+    with subprocess.Popen([sys.executable, "-c", ""]) as done:
+        pass
+    backend.create("cases/x", b"x")
+    tmp = backend.root / "tmp"
+    mine, dead = f"{os.getpid()}-{'0' * 16}", f"{done.pid}-{'1' * 16}"
+    for name in (mine, dead, f"{os.getpid()}-{'2' * 16}", "99999999999999999999-x", "someone's"):
+        (tmp / name).write_bytes(b"12345")
+    old = time.time() - 25 * 3600
+    os.utime(tmp / f"{os.getpid()}-{'2' * 16}", (old, old))
+    os.utime(tmp / "someone's", (old, old))
+    (tmp / "link").symlink_to(backend.root / "cases")
+    backend.create("k", b"torn")
+    moved = backend.set_aside("k")
+    before = sorted(tmp.iterdir())
+    left = backend.leftovers()
+    assert {s.key for s in left.temporary} == {
+        f"tmp/{dead}", f"tmp/{os.getpid()}-{'2' * 16}", "tmp/someone's"}  # fmt: skip
+    assert sum(s.size for s in left.temporary) == 15
+    assert left.quarantine == [Stored(moved, 4)]
+    assert sorted(tmp.iterdir()) == before
+
+
+def test_a_new_store_has_no_leftovers(backend):
+    left = backend.leftovers()
+    assert (left.temporary, left.quarantine) == ([], [])
 
 
 def test_set_aside_moves_and_never_deletes(backend):

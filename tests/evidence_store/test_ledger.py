@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import random
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -289,6 +290,67 @@ def test_without_hard_links_only_a_torn_last_entry_is_set_aside(tmp_path, no_lin
         with pytest.raises(LedgerError):
             damaged.case.ledger.append(kit.make_scribe(), AUTHORITY, note)
         assert damaged.entry(at).read_bytes() == body
+
+
+@pytest.mark.parametrize("size", [0, 1, 300])
+@pytest.mark.parametrize("what", ["entry 0", "entry key", "checkpoint key", "store.json"])
+def test_without_hard_links_a_case_whose_opening_was_torn_can_be_opened(
+    tmp_path, no_links, what, size
+):
+    whole = kit.make_world(tmp_path / "whole")
+    keys = f"cases/{CASE}/keys"
+    order = ["store.json", f"{keys}/{ENTRY.public.kid}.pem", f"{keys}/{CHECKPOINT.public.kid}.pem",
+             f"cases/{CASE}/ledger/{0:016d}.note"]  # fmt: skip
+    at = ["store.json", "entry key", "checkpoint key", "entry 0"].index(what)
+    for name in order[: at + 1]:
+        body = (whole.root / name).read_bytes()
+        path = tmp_path / "store" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torn = body[: min(size, len(body) - 1)]
+        path.write_bytes(torn if name == order[at] else body)
+    world = kit.make_world(tmp_path / "store", scribe=kit.make_scribe(seed="again"))
+    opened, noted = (logged.event for logged in Ledger(LocalBackend(world.root), CASE).sync())
+    assert (opened.action, noted.action) == ("case.opened", "recovery.noted")
+    assert (world.root / noted.data["moved_to"]).read_bytes() == torn
+    assert noted.data["sha256"] == hashlib.sha256(torn).hexdigest()
+    assert noted.data["moved_to"].endswith(order[at])
+    assert world.verify().findings == []
+
+
+def test_without_hard_links_only_what_is_torn_is_set_aside_when_a_case_is_opened(
+    tmp_path, no_links
+):
+    """A store.json that a case relies on, another key, an entry 0 that is whole or followed."""
+
+    def refused(damage, error, match):
+        world = kit.make_world(tmp_path / "store")
+        world.note()
+        damage(world)
+        before = kit.tree(world.root)
+        with pytest.raises(error, match=match):
+            kit.make_world(world.root, scribe=kit.make_scribe(seed="again"))
+        assert kit.tree(world.root) == before
+        shutil.rmtree(world.root)
+
+    def tear_off(path):
+        kit.rewrite(path, path.read_bytes()[:20])
+
+    def other_key(world):
+        world.entry(1).unlink()
+        world.entry(0).unlink()
+        kit.rewrite(world.folder / "keys" / f"{ENTRY.public.kid}.pem", SECOND.public.pem())
+
+    refused(lambda _world: None, AlreadyExistsError, "exists in")
+    refused(lambda w: tear_off(w.root / "store.json"), IntegrityError, "store.json is malformed")
+    refused(lambda w: tear_off(w.entry(0)), LedgerError, "ledger entry 0")
+    refused(other_key, IntegrityError, "holds the key")
+
+
+def test_with_hard_links_a_torn_entry_0_is_an_error_and_stays(world):
+    kit.rewrite(world.entry(0), world.entry(0).read_bytes()[:100])
+    with pytest.raises(LedgerError):
+        kit.make_world(world.root)
+    assert len(world.entry(0).read_bytes()) == 100
 
 
 def test_with_hard_links_a_torn_entry_is_an_error_and_stays(world):

@@ -592,6 +592,22 @@ def test_cases_are_listed(world):
     assert world.store.case_ids() == ["A_1.x", CASE]
 
 
+def test_case_ids_read_one_entry_of_a_case_and_list_no_objects(world, monkeypatch):
+    for n in range(5):
+        world.note(str(n))
+    (world.root / "cases" / "no-ledger" / "items").mkdir(parents=True)
+    looked, scandir = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: looked.append(path) or scandir(path))
+    assert world.store.case_ids() == [CASE]
+    assert looked == [world.root / "cases"]
+
+
+def test_a_case_whose_first_entry_is_no_file_is_not_hidden(world):
+    world.entry(0).rename(world.root / "aside")
+    world.entry(0).symlink_to(world.root / "aside")
+    assert world.store.case_ids() == [CASE]
+
+
 @pytest.mark.parametrize("damage", ["flip", "delete", "short"])
 def test_reading_a_damaged_segment_is_an_error_that_names_it(world, damage):
     ingest(world, FakeImage(pattern(3 * SEGMENT)))
