@@ -53,18 +53,21 @@ class ItemRecord:
     @property
     def manifest_sha256(self) -> str | None:
         """Digest of `manifest.json` as recorded."""
-        return self._stored("manifest.json")
+        return self._recorded(f"items/{self.item_id}/manifest.json", "stored")
 
-    def _stored(self, name: str) -> str | None:
-        if self.acquired is None:
-            return None
-        uri = f"items/{self.item_id}/{name}"
-        return next((o.sha256 for o in self.acquired.objects or [] if o.uri == uri), None)
+    def _recorded(self, uri: str, as_: Literal["stored", "content"]) -> str | None:
+        objects = (self.acquired.objects if self.acquired else None) or []
+        return next((o.sha256 for o in objects if (o.uri, o.as_) == (uri, as_)), None)
+
+    @property
+    def content_sha256(self) -> str | None:
+        """SHA-256 of all logical bytes in order, as recorded; None if it was not taken."""
+        return self._recorded(f"items/{self.item_id}", "content")
 
     @property
     def image_root(self) -> str | None:
         """Digest of `segments.sha256` as recorded: the item's identity."""
-        return self._stored("segments.sha256")
+        return self._recorded(f"items/{self.item_id}/segments.sha256", "stored")
 
 
 @dataclass

@@ -15,10 +15,10 @@ import io
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Literal, Protocol
 
-from pydantic import Field, ValidationError
+from pydantic import Field, JsonValue, ValidationError
 
 from evidence_store.backend import Backend, sha256_of_fd
 from evidence_store.digest import SegmentList, segment_name
@@ -26,6 +26,7 @@ from evidence_store.errors import IntegrityError
 from evidence_store.model import Closed, Count, Data, Kind, Sha256, Text, Tool, canonical
 
 MAX_MANIFEST_BYTES = 1 << 20
+MAX_MEMBER_BYTES = 1 << 20
 MAX_LISTED_GAPS = 1000
 _OPEN_SEGMENTS = 64
 
@@ -101,6 +102,36 @@ def parse_manifest(raw: bytes) -> Manifest:
     except (ValidationError, ValueError, RecursionError) as e:
         raise IntegrityError(f"manifest is malformed: {str(e).splitlines()[0]}") from e
     return manifest
+
+
+def parse_member(line: bytes) -> dict[str, str | int | None]:
+    r"""Return one line of `members.jsonl`: flat, keys sorted, as `json.dumps` writes it.
+
+    >>> parse_member(b'{"name": "a", "object": null}\n')
+    {'name': 'a', 'object': None}
+
+    Raises: ValueError, saying what is wrong.
+    """
+    if len(line) > MAX_MEMBER_BYTES:
+        raise ValueError(f"is longer than {MAX_MEMBER_BYTES} bytes")
+    try:
+        member = json.loads(line)
+        same = encode_member(member) == line
+    except (ValueError, RecursionError):
+        raise ValueError("is not JSON") from None
+    if not isinstance(member, dict) or not same:
+        raise ValueError("is not an object in the form that it was written in")
+    if any(type(value) not in (str, int, type(None)) for value in member.values()):
+        raise ValueError("holds more than texts and numbers")
+    has_object = "object" in member and not isinstance(member["object"], int)
+    if not isinstance(member.get("name"), str) or not has_object:
+        raise ValueError("has no name or does not say which object it is")
+    return member
+
+
+def encode_member(member: Mapping[str, JsonValue]) -> bytes:
+    """Return the line of `members.jsonl` for one file."""
+    return json.dumps(member, sort_keys=True).encode() + b"\n"
 
 
 class Readable(Protocol):

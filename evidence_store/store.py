@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -54,6 +53,7 @@ from evidence_store.item import (
     SegmentFile,
     VerifiedSegments,
     parse_manifest,
+    parse_member,
 )
 from evidence_store.ledger import (
     Draft,
@@ -477,8 +477,12 @@ class Case:
         if listed is None:
             raise ItemNotFoundError(f"item {item_id} is an image, not a file set")
         key = f"{self.item_prefix(item_id)}/members.jsonl"
-        for line in self._read_recorded(key, listed.sha256, listed.size).splitlines():
-            yield json.loads(line)
+        raw = self._read_recorded(key, listed.sha256, listed.size)
+        for number, line in enumerate(raw.splitlines(keepends=True), 1):
+            try:
+                yield parse_member(line)
+            except ValueError as e:
+                raise IntegrityError(f"{key} line {number}: {e}") from e
 
     def open_member(self, item_id: str, name: str | None) -> int:
         """Return a verified descriptor of one file of a set; of its only file if `name` is None.

@@ -2,14 +2,19 @@
 """Verification: recompute everything from the stored bytes and say what was and was not checked.
 
 Steps, in this order
-    1. `store.json` is the one that `case.opened` names.
-    2. Every entry: canonical, in order, chained, signed by a key allowed at that point.
+    1. Every entry: canonical, in order, chained, signed by a key allowed at that point; every file
+       in `keys/` is the key that its name says.
+    2. `store.json` is the one that `case.opened` names.
     3. Nothing else lies in `ledger/`, `checkpoints/`, `keys/`.
     4. Every checkpoint: signature, size, root, `last.proof`.
     5. What this user has seen before, outside the store, is a prefix.
-    6. Every item: manifest and segment list as recorded; every object present with its size.
-    7. Deep: SHA-256 of every object. A plain run does this only for file sets up to 256 MiB.
+    6. What the caller brought along: a receipt, the first key's fingerprint.
+    7. Every item: manifest, segment list and `members.jsonl` as recorded and of one mind; every
+       object present with its size.
+       Deep: SHA-256 of every object. A plain run does this only for file sets up to 256 MiB.
+       Linear: also the digests of all logical bytes in order that a manifest states.
     8. What nobody recorded, what was never finished, and clocks that ran backwards, are notes.
+    9. What interrupted writes left outside every case is counted; it is no fault of the case.
 
 A finding is broken evidence (exit 10); a note is a fact a reader should know (exit 3).
 """
@@ -18,14 +23,26 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
+import hashlib
 import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from evidence_store.backend import ObjectNotFoundError, UnfitObjectError, sha256_of
+from evidence_store.backend import (
+    Leftovers,
+    LocalBackend,
+    ObjectNotFoundError,
+    UnfitObjectError,
+    parts_of_fd,
+    sha256_of,
+    translate,
+)
 from evidence_store.checkpoint import (
     Checkpoint,
     compare_with_checkpoint,
@@ -33,15 +50,20 @@ from evidence_store.checkpoint import (
     read_checkpoint,
     root_from_proof,
 )
-from evidence_store.digest import SegmentList, segment_name
-from evidence_store.errors import IntegrityError, ItemNotFoundError, StoreError
-from evidence_store.item import Manifest
+from evidence_store.digest import LinearDigest, SegmentList, segment_name
+from evidence_store.errors import IntegrityError, StoreError
+from evidence_store.item import MAX_MEMBER_BYTES, Manifest, Members, parse_member
 from evidence_store.ledger import entry_name
 
 if TYPE_CHECKING:
     from evidence_store.store import Case
 
 SMALL_SET_BYTES = 256 << 20
+LINEAR_DIGESTS = ("md5", "sha1", "sha256")
+_SHOWN_LINES = 10
+_PART = 4 << 20
+_ZERO_PART = 64 << 20
+_WINDOW = 4
 _CLOCK_TOLERANCE = timedelta(seconds=5)
 
 
@@ -71,10 +93,14 @@ class Verdict:
         objects: objects whose presence and size were checked.
         hashed_bytes: bytes of objects whose SHA-256 was recomputed.
         deep: whether all content was hashed.
+        linear: whether linear digests were recomputed, where a manifest states them.
+        linear_items: images whose linear digests were recomputed and compared.
+        leftovers: what lies in `tmp/` and `quarantine/`; None if it could not be looked at.
     """
 
     case_id: str
     deep: bool
+    linear: bool = False
     findings: list[Remark] = field(default_factory=list)
     notes: list[Remark] = field(default_factory=list)
     entries: int = 0
@@ -84,6 +110,25 @@ class Verdict:
     items: int = 0
     objects: int = 0
     hashed_bytes: int = 0
+    linear_items: int = 0
+    leftovers: Leftovers | None = None
+
+    @property
+    def covered(self) -> list[str]:
+        """What was recomputed, in words."""
+        what = ["ledger, checkpoints, manifests, presence and sizes"]
+        what.append("every object" if self.deep else "objects of small file sets")
+        if self.linear:
+            what.append(f"linear digests of {self.linear_items} images")
+        return what
+
+    @property
+    def not_covered(self) -> list[str]:
+        """What was not, in words."""
+        missing = [] if self.deep else ["content of images and large file sets (--deep does)"]
+        if not self.linear:
+            missing.append("linear digests (--linear does)")
+        return missing
 
     @property
     def outcome(self) -> Literal["clean", "notes", "broken"]:
@@ -102,6 +147,7 @@ def verify_case(
     case: Case,
     *,
     deep: bool = False,
+    linear: bool = False,
     workers: int = 2,
     progress: Callable[[int, int | None], None] = lambda _done, _total: None,
     receipt: tuple[int, str] | None = None,
@@ -112,20 +158,23 @@ def verify_case(
     Args:
         case: the case.
         deep: hash all content.
+        linear: hash all content, and recompute the linear digests that manifests state: one after
+            the other, holes included, so an image takes as long as one `sha256sum` over it.
         workers: objects hashed at once.
-        progress: called with (bytes hashed, None).
+        progress: called with (bytes hashed, None); with `linear` the zeros of holes count too.
         receipt: (size, base64 root) that the ledger must extend, from a ticket or mail.
         first_key: fingerprint that the case's first key must have.
 
     Raises: StoreError only if the store itself cannot be read.
     """
-    return _Verification(case, deep, workers, progress, receipt, first_key).run()
+    return _Verification(case, deep or linear, linear, workers, progress, receipt, first_key).run()
 
 
 @dataclass
 class _Verification:
     case: Case
     deep: bool
+    linear: bool
     workers: int
     progress: Callable[[int, int | None], None]
     receipt: tuple[int, str] | None
@@ -134,7 +183,7 @@ class _Verification:
     done: int = 0
 
     def __post_init__(self) -> None:
-        self.verdict = Verdict(self.case.case_id, self.deep)
+        self.verdict = Verdict(self.case.case_id, self.deep, self.linear)
 
     def run(self) -> Verdict:
         if self._ledger():
@@ -145,6 +194,7 @@ class _Verification:
             self._expected()
             self._items()
             self._notes()
+        self._leftovers()
         return self.verdict
 
     def _broken(self, about: str, text: str) -> None:
@@ -285,67 +335,81 @@ class _Verification:
         prefix = case.item_prefix(manifest.item)
         present = {s.key.removeprefix(f"{prefix}/"): s.size
                    for s in case.store.backend.list(prefix)}  # fmt: skip
-        expected = {f"data/{name}": _length(segments, name) for name in segments.digests}
-        said = (manifest.size, manifest.segment_size, manifest.stored_objects)
-        if said != (segments.size, segments.segment_size, len(segments.digests)):
-            self._broken(about, "its manifest and its segment list speak of different items")
-        if manifest.unreadable_bytes != sum(gap.length for gap in segments.unreadable):
-            self._broken(about, "its manifest and its segment list disagree on what was unreadable")
+        for problem in _contradictions(manifest, segments):
+            self._broken(about, problem)
+        recorded = case.item(manifest.item).content_sha256
+        if recorded != (manifest.content or {}).get("sha256"):
+            self._broken(about, "its manifest and its entry state different linear digests")
         total = 0
-        for name, size in expected.items():
+        for name in segments.digests:
             self.verdict.objects += 1
-            found = present.get(name)
+            found = present.get(f"data/{name}")
             total += found or 0
+            size = segments.length(int(name, 16)) if segments.segment_size else found
             if found is None:
-                self._broken(about, f"{_called(name)} is missing")
-            elif size is not None and found != size:
-                self._broken(about, f"{_called(name)} has {found} bytes, recorded {size}")
-        if manifest.layout == "set" and total != manifest.size:
-            self._broken(about, f"its objects have {total} bytes, recorded {manifest.size}")
-        known = {*expected, "manifest.json", "segments.sha256"}
+                self._broken(about, f"{_called(f'data/{name}')} is missing")
+            elif found != size:
+                self._broken(about, f"{_called(f'data/{name}')} has {found} bytes, recorded {size}")
+        if not segments.segment_size and total != segments.size:
+            self._broken(about, f"its objects have {total} bytes, recorded {segments.size}")
+        known = {"manifest.json", "segments.sha256"}
         if manifest.members is not None:
             known.add("members.jsonl")
-            self._members(manifest)
-        for name in sorted(set(present) - known):
-            self._note(f"{prefix}/{name}", "is not logged: no entry speaks of it")
+            for problem in check_members(case, manifest.item, manifest.members, segments, present):
+                self._broken(about, problem)
+        for name in sorted(present):
+            if name not in known and name.removeprefix("data/") not in segments.digests:
+                self._note(f"{prefix}/{name}", "is not logged: no entry speaks of it")
         for key in case.store.backend.strays(prefix):
             self._note(key, "is not logged: not a regular file of the store")
         small = manifest.layout == "set" and manifest.size <= SMALL_SET_BYTES
         if self.deep or small:
-            for remark in self._content(manifest, segments):
-                if remark not in self.verdict.findings:
-                    self.verdict.findings.append(remark)
-
-    def _members(self, manifest: Manifest) -> None:
-        key = f"{self.case.item_prefix(manifest.item)}/members.jsonl"
-        try:
-            sha256, size = sha256_of(self.case.store.backend, key)
-        except (ItemNotFoundError, StoreError) as e:
-            self._broken(f"item {manifest.item}", str(e))
-            return
-        if manifest.members and (sha256, size) != (manifest.members.sha256, manifest.members.size):
-            self._broken(f"item {manifest.item}", "members.jsonl is not what was recorded")
+            said = set(self.verdict.findings)
+            in_order = self.linear and manifest.content and segments.segment_size
+            check = self._linear if in_order else self._content
+            self.verdict.findings += [r for r in check(manifest, segments) if r not in said]
 
     def _content(self, manifest: Manifest, segments: SegmentList) -> Iterator[Remark]:
         for name, size, problem in hash_objects(self.case, manifest.item, segments, self.workers):
             self.verdict.hashed_bytes += size
-            self.done += size
-            self.progress(self.done, None)
+            self._advance(size)
             if problem:
                 yield Remark(f"item {manifest.item}", f"{_called(f'data/{name}')} {problem}")
+
+    def _linear(self, manifest: Manifest, segments: SegmentList) -> Iterator[Remark]:
+        about, stated = f"item {manifest.item}", manifest.content or {}
+        known = {name: digest for name, digest in stated.items() if name in LINEAR_DIGESTS}
+        for name in sorted(stated.keys() - known.keys()):
+            self._note(about, f"states a linear digest of a kind that is not checked ({name})")
+        digest, problems = LinearDigest(known), 0
+        for name, size, problem in hash_in_order(self.case, manifest.item, segments, digest,
+                                                 self._advance):  # fmt: skip
+            self.verdict.hashed_bytes += size
+            if problem:
+                problems += 1
+                yield Remark(about, f"{_called(f'data/{name}')} {problem}")
+        if problems:
+            return  # then all bytes in order cannot be right, and it is known why
+        self.verdict.linear_items += bool(known)
+        for name, value in digest.results().items():
+            if value != known[name]:
+                yield Remark(about, f"its bytes in order have {name} {value}, recorded "
+                                    f"{known[name]}")  # fmt: skip
+
+    def _advance(self, size: int) -> None:
+        self.done += size
+        self.progress(self.done, None)
 
     # -- notes -----------------------------------------------------------------------------------
 
     def _notes(self) -> None:
         case = self.case
-        claimed = {f"{case.item_prefix(i)}/" for i in case.state.items}
-        for stored in case.store.backend.list(f"{case.prefix}/items"):
-            if not any(stored.key.startswith(prefix) for prefix in claimed):
-                self._note(stored.key, "is not logged: no entry speaks of it")
-        closed = ("ledger/", "checkpoints/", "keys/", "items/")
         for stored in case.store.backend.list(case.prefix):
-            if not stored.key.removeprefix(f"{case.prefix}/").startswith(closed):
+            if not self._is_claimed(stored.key):
                 self._note(stored.key, "is not logged: no entry speaks of it")
+        for key in case.store.backend.strays(case.prefix):
+            if not self._is_claimed(key):
+                self._note(key, "is not logged: not a regular file of the store")
         for record in case.state.items.values():
             if record.state in ("identified", "interrupted", "failed"):
                 self._note(
@@ -365,13 +429,131 @@ class _Verification:
                     "the entry it follows: a clock was wrong",
                 )
             before = event.at if before is None else max(before, event.at)
-        for record in case.state.items.values():
-            self._failed_verifications(record.item_id)
+        for event in case.ledger.events:
+            failed = event.action == "item.verified" and event.result != "ok"
+            if failed and event.item in case.state.items:
+                self._note(
+                    f"item {event.item}", f"entry {event.seq} recorded a failed verification"
+                )
 
-    def _failed_verifications(self, item_id: str) -> None:
-        for event in self.case.ledger.events:
-            if event.item == item_id and event.action == "item.verified" and event.result != "ok":
-                self._note(f"item {item_id}", f"entry {event.seq} recorded a failed verification")
+    def _is_claimed(self, key: str) -> bool:
+        """Tell whether a file of the case lies where another step looks at it."""
+        folder, *rest = key.removeprefix(f"{self.case.prefix}/").split("/")
+        if folder == "items":
+            return len(rest) > 1 and rest[0] in self.case.state.items
+        return bool(rest) and folder in ("ledger", "checkpoints", "keys")
+
+    def _leftovers(self) -> None:
+        backend = self.case.store.backend
+        if isinstance(backend, LocalBackend):
+            with contextlib.suppress(StoreError):  # then the verdict says None: not looked at
+                self.verdict.leftovers = backend.leftovers()
+
+
+def _contradictions(manifest: Manifest, segments: SegmentList) -> Iterator[str]:
+    """Yield in what a manifest and its segment list, or the manifest and itself, disagree."""
+    said = (manifest.size, manifest.segment_size, manifest.stored_objects)
+    if said != (segments.size, segments.segment_size, len(segments.digests)):
+        yield "its manifest and its segment list speak of different items"
+    if manifest.unreadable_bytes != sum(gap.length for gap in segments.unreadable):
+        yield "its manifest and its segment list disagree on what was unreadable"
+    holes, stored = 0, segments.size
+    if segments.segment_size:
+        holes = sum(_run_bytes(segments, first, count) for first, count in segments.holes)
+        stored = sum(segments.length(int(name, 16)) for name in segments.digests)
+    if (manifest.holes_bytes, manifest.stored_bytes) != (holes, stored):
+        yield "its manifest and its segment list disagree on how much is stored or zero"
+    is_set = manifest.layout == "set"
+    odd = manifest.content if is_set else manifest.members
+    if odd or is_set != (manifest.members is not None) or is_set != (segments.segment_size == 0):
+        yield f"its manifest contradicts itself: it is no {manifest.layout}"
+
+
+def _run_bytes(segments: SegmentList, first: int, count: int) -> int:
+    end = min((first + count) * segments.segment_size, segments.size)
+    return end - first * segments.segment_size
+
+
+def check_members(
+    case: Case, item_id: str, listed: Members, segments: SegmentList, present: Mapping[str, int]
+) -> Iterator[str]:
+    """Yield what is wrong with the `members.jsonl` of a file set; reads it once, line by line.
+
+    Args:
+        case: the case.
+        item_id: the file set.
+        listed: what its manifest says of the file.
+        segments: its segment list: every object must stand in one line, with its SHA-256.
+        present: names below the item -> bytes stored.
+    """
+    key = f"{case.item_prefix(item_id)}/members.jsonl"
+    lines = _MemberLines(segments, present)
+    digest, size = hashlib.sha256(), 0
+    try:
+        with os.fdopen(case.store.backend.open_fd(key), "rb") as f:
+            while line := f.readline(MAX_MEMBER_BYTES + 1):
+                digest.update(line)
+                size += len(line)
+                lines.take(line)
+    except StoreError as e:
+        yield str(e)
+        return
+    except OSError as e:
+        yield str(translate(e, f"cannot read {key}"))
+        return
+    if (digest.hexdigest(), size) != (listed.sha256, listed.size):
+        yield "members.jsonl is not what was recorded"
+        return
+    yield from lines.problems(listed.count)
+
+
+class _MemberLines:
+    """The lines of a `members.jsonl` against the segment list."""
+
+    def __init__(self, segments: SegmentList, present: Mapping[str, int]) -> None:
+        self._digests = segments.digests
+        self._present = present
+        self._named: set[str] = set()
+        self._count = 0
+        self._wrong = 0
+        self._first: list[str] = []
+
+    def take(self, line: bytes) -> None:
+        """Take the next line, its newline included."""
+        self._count += 1
+        try:
+            self._check(line)
+        except ValueError as e:
+            self._wrong += 1
+            if len(self._first) < _SHOWN_LINES:
+                self._first.append(f"members.jsonl line {self._count}: {e}")
+
+    def _check(self, line: bytes) -> None:
+        member = parse_member(line)
+        name = member["object"]
+        if not isinstance(name, str):
+            return
+        expected = self._digests.get(name)
+        if expected is None:
+            raise ValueError("names an object that the segment list does not have")
+        if name in self._named:
+            raise ValueError(f"data/{name} was named before")
+        self._named.add(name)
+        if member.get("sha256") != expected:
+            raise ValueError(f"states another SHA-256 for data/{name} than the segment list")
+        if member.get("size") != self._present.get(f"data/{name}"):
+            raise ValueError(f"states another size for data/{name} than it has")
+
+    def problems(self, count: int) -> Iterator[str]:
+        """Yield what was wrong, after the last line; `count` lines were promised."""
+        yield from self._first
+        if self._wrong > len(self._first):
+            yield f"members.jsonl: {self._wrong - len(self._first)} more lines are wrong"
+        if self._count != count:
+            yield f"members.jsonl has {self._count} lines, recorded {count}"
+        if missing := len(self._digests) - len(self._named):
+            name = next(n for n in self._digests if n not in self._named)
+            yield f"members.jsonl does not name {missing} stored objects, the first is data/{name}"
 
 
 def hash_objects(
@@ -398,6 +580,94 @@ def hash_objects(
         yield from pool.map(check, segments.digests)
 
 
+def hash_in_order(
+    case: Case,
+    item_id: str,
+    segments: SegmentList,
+    digest: LinearDigest,
+    progress: Callable[[int], None],
+) -> Iterator[tuple[str, int, str]]:
+    """As `hash_objects` for an image, giving `digest` all logical bytes in order on the way.
+
+    Reads each byte once. `digest` has a thread of its own; at most four parts of 4 MiB wait for it.
+    `progress` is called with the bytes of each part, zeros included. After an object that cannot be
+    read, or has not its size, `digest` is worth nothing.
+    """
+    feed = _Feed(digest, progress)
+    with contextlib.closing(feed):
+        at = 0
+        for name, expected in segments.digests.items():
+            index = int(name, 16)
+            feed.zeros(index * segments.segment_size - at)
+            try:
+                actual, size = feed.take(case, f"{case.item_prefix(item_id)}/data/{name}")
+            except ObjectNotFoundError:
+                yield name, 0, "is missing"
+            except StoreError as e:
+                yield name, 0, f"cannot be read: {e}"
+            else:
+                same = "" if actual == expected else f"has SHA-256 {actual}, recorded {expected}"
+                yield name, size, same
+            at = min((index + 1) * segments.segment_size, segments.size)
+        feed.zeros(segments.size - at)
+
+
+class _Feed:
+    """Hands parts of an image to a `LinearDigest` in its own thread, behind a bounded window."""
+
+    def __init__(self, digest: LinearDigest, progress: Callable[[int], None]) -> None:
+        self._digest = digest
+        self._progress = progress
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="linear")
+        self._buffers = [memoryview(bytearray(_PART)) for _ in range(_WINDOW)]
+        self._waiting: deque[Future[None]] = deque()
+        self._turn = 0
+
+    def _buffer(self) -> memoryview:
+        # At most _WINDOW - 1 works wait, and each took another buffer: this one is free.
+        return self._buffers[self._turn]
+
+    def _submit(self, work: Callable[[], None], length: int) -> None:
+        self._waiting.append(self._pool.submit(work))
+        if len(self._waiting) == _WINDOW:
+            self._waiting.popleft().result()
+        self._progress(length)
+
+    def zeros(self, length: int) -> None:
+        """Take a hole."""
+        while length > 0:
+            part = min(length, _ZERO_PART)
+            self._submit(partial(self._digest.zeros, part), part)
+            length -= part
+
+    def take(self, case: Case, key: str) -> tuple[str, int]:
+        """Take an object; return (SHA-256, bytes) of it. Raises: StoreError."""
+        own, size = LinearDigest(), 0
+        fd = case.store.backend.open_fd(key)
+        try:
+            for part in parts_of_fd(fd, self._buffer):
+                if isinstance(part, int):
+                    self.zeros(part)
+                    own.zeros(part)
+                    size += part
+                else:
+                    self._submit(partial(self._digest.update, part), len(part))
+                    self._turn = (self._turn + 1) % _WINDOW
+                    own.update(part)
+                    size += len(part)
+        except OSError as e:
+            raise translate(e, f"cannot read {key}") from e
+        finally:
+            os.close(fd)
+        return own.results()["sha256"], size
+
+    def close(self) -> None:
+        """Wait for what was handed on."""
+        self._pool.shutdown(wait=True, cancel_futures=False)
+        while self._waiting:
+            self._waiting.popleft().result()
+
+
 def check_content(case: Case, manifest: Manifest, workers: int = 2) -> list[str]:
     """Return what differs when every object of an item is read back; empty if nothing does."""
     segments = case.segments(manifest)
@@ -406,12 +676,6 @@ def check_content(case: Case, manifest: Manifest, workers: int = 2) -> list[str]
         for name, _, problem in hash_objects(case, manifest.item, segments, workers)
         if problem
     ]
-
-
-def _length(segments: SegmentList, name: str) -> int | None:
-    if not segments.segment_size:
-        return None
-    return segments.length(int(name, 16))
 
 
 def _called(name: str) -> str:

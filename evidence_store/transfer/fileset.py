@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 
 from pydantic import JsonValue
@@ -13,6 +12,7 @@ from evidence_store.backend import Backend
 from evidence_store.digest import SegmentList, segment_name
 from evidence_store.errors import SourceChangedError
 from evidence_store.item import Members
+from evidence_store.item import encode_member
 from evidence_store.model import clean
 from evidence_store.transfer import Progress, SetSource, Taken, compare, put_once
 
@@ -51,7 +51,7 @@ def take_set(
                 digests[name] = stream.sha256
                 size += stream.size
                 line |= {"object": name, "size": stream.size, "sha256": stream.sha256}
-        lines.append(json.dumps(line, sort_keys=True).encode() + b"\n")
+        lines.append(encode_member(line))
         progress(size, None)
     if gone := existing - set(digests):
         raise SourceChangedError(

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import click
 
+from evidence_store.backend import Stored
 from evidence_store.ledger import Draft
 from evidence_store.store import Case
 from evidence_store.verify import Verdict, verify_case
@@ -20,12 +21,17 @@ from pipeline.errors import UsageError
 @click.command(cls=Command)
 @click.argument("case_id", metavar="CASE")
 @click.option("--deep", is_flag=True, help="Hash all content, not only what describes it.")
+@click.option(
+    "--linear",
+    is_flag=True,
+    help="Like --deep, and recompute the digest of all bytes in order, where one is stated.",
+)
 @click.option("--record", is_flag=True, help="Record the verdict of each item in the ledger.")
 @click.option("--expect", metavar="SIZE:ROOT", help="A receipt that the ledger must extend.")
 @click.option("--expect-key", metavar="FINGERPRINT", help="Fingerprint of the case's first key.")
 @pass_globals
 def verify(
-    options: Globals, case_id: str, deep: bool, record: bool, expect: str | None,
+    options: Globals, case_id: str, deep: bool, linear: bool, record: bool, expect: str | None,
     expect_key: str | None,
 ) -> int:  # fmt: skip
     """Prove that nothing changed, or name what did.
@@ -37,8 +43,8 @@ def verify(
     case = store.case_unverified(checked(case_id))
     with options.progress(f"verify {case_id}") as progress:
         verdict = verify_case(
-            case, deep=deep, workers=options.session.settings.workers, progress=progress,
-            receipt=receipt_given, first_key=expect_key,
+            case, deep=deep, linear=linear, workers=options.session.settings.workers,
+            progress=progress, receipt=receipt_given, first_key=expect_key,
         )  # fmt: skip
     document = _document(verdict)
     if record and verdict.entries:
@@ -65,33 +71,68 @@ def _record(case: Case, verdict: Verdict) -> None:
         fields: dict[str, Any] = {
             "item": item.item_id, "result": "failed" if problems else "ok",
             "refs": [item.acquired.seq],
-            "data": {"how": "deep" if verdict.deep else "quick", "problems": len(problems)},
+            "data": {"how": _how(verdict), "problems": len(problems)},
         }  # fmt: skip
         case.record(lambda fields=fields: Draft("item.verified", fields))  # type: ignore[misc]
 
 
+def _how(verdict: Verdict) -> str:
+    return "linear" if verdict.linear else "deep" if verdict.deep else "quick"
+
+
 def _document(verdict: Verdict) -> dict[str, Any]:
-    return {"message_type": "verdict", "case": verdict.case_id, "outcome": verdict.outcome,
-            **{k: v for k, v in asdict(verdict).items() if k != "case_id"}}  # fmt: skip
+    left = verdict.leftovers
+    facts = asdict(replace(verdict, leftovers=None))
+    del facts["case_id"]
+    return {
+        "message_type": "verdict", "case": verdict.case_id, "outcome": verdict.outcome, **facts,
+        "covered": verdict.covered, "not_covered": verdict.not_covered,
+        "leftovers": left and {
+            "temporary": _sum(left.temporary), "quarantine": _sum(left.quarantine),
+        },
+    }  # fmt: skip
+
+
+def _sum(objects: list[Stored]) -> dict[str, int]:
+    return {"files": len(objects), "bytes": sum(stored.size for stored in objects)}
 
 
 def _lines(verdict: Verdict) -> list[str]:
     lines = [f"BROKEN  {finding}" for finding in verdict.findings]
     lines += [f"note    {note}" for note in verdict.notes]
-    what = "ledger, checkpoints, manifests, presence and sizes"
-    checked_what = f"{what}, all content" if verdict.deep else what
     lines += [
         f"{verdict.outcome}: case {verdict.case_id}, {verdict.entries} entries "
         f"({verdict.sealed} sealed), {verdict.items} items, {verdict.objects} objects",
-        f"  checked: {checked_what} ({human(verdict.hashed_bytes)} hashed)",
+        f"  checked: {', '.join(verdict.covered)} ({human(verdict.hashed_bytes)} hashed)",
     ]
-    if not verdict.deep:
-        lines.append("  not checked: content of images (--deep does)")
+    if verdict.not_covered:
+        lines.append(f"  not checked: {', '.join(verdict.not_covered)}")
     if verdict.root:
         lines.append(f"  checkpoint {verdict.sealed}:{verdict.root}")
     if verdict.first_key:
         lines.append(f"  first key {verdict.first_key}")
+    lines += _left_over(verdict)
     lines.append(
         "  a local store: one operator holds both keys. Compare checkpoint and key with the ticket."
     )
+    return lines
+
+
+def _left_over(verdict: Verdict) -> list[str]:
+    """What lies in the store and belongs to no case: no fault, so no note."""
+    left = verdict.leftovers
+    if left is None:
+        return []
+    lines = []
+    if left.temporary:
+        n, size = len(left.temporary), human(sum(s.size for s in left.temporary))
+        lines.append(
+            f"  left over: {n} temporary files of interrupted writes ({size}) in tmp/ of the "
+            "store, no evidence. When nothing writes to the store, from any machine: rm them"
+        )
+    if left.quarantine:
+        n, size = len(left.quarantine), human(sum(s.size for s in left.quarantine))
+        lines.append(
+            f"  set aside: {n} torn objects ({size}) in quarantine/ of the store; keep them"
+        )
     return lines

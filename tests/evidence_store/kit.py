@@ -5,21 +5,31 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from evidence_store.backend import Backend, LocalBackend
 from evidence_store.checkpoint import LastSeen
 from evidence_store.ledger import Draft, Scribe, entry_name
-from evidence_store.model import Actor, Authority, Tool
-from evidence_store.sign import LocalSigner
+from evidence_store.model import (
+    ZERO_DIGEST,
+    Actor,
+    Authority,
+    CustodyEvent,
+    Tool,
+    canonical,
+)
+from evidence_store.sign import LocalSigner, sign_note
 from evidence_store.store import Case, Store
 from evidence_store.transfer import Member
 from evidence_store.verify import Verdict, verify_case
@@ -85,8 +95,10 @@ class World:
     def entry(self, seq: int) -> Path:
         return self.folder / "ledger" / entry_name(seq)
 
-    def verify(self, *, deep: bool = True, last_seen: LastSeen | None = None) -> Verdict:
-        return verify(self.root, deep=deep, last_seen=last_seen)
+    def verify(
+        self, *, deep: bool = True, linear: bool = False, last_seen: LastSeen | None = None
+    ) -> Verdict:
+        return verify(self.root, deep=deep, linear=linear, last_seen=last_seen)
 
     def copy(self, to: Path) -> World:
         shutil.copytree(self.root, to, symlinks=True)
@@ -112,10 +124,16 @@ def make_world(
 
 
 def verify(
-    root: Path, *, deep: bool = True, last_seen: LastSeen | None = None, case_id: str = CASE
+    root: Path,
+    *,
+    deep: bool = True,
+    linear: bool = False,
+    last_seen: LastSeen | None = None,
+    case_id: str = CASE,
 ) -> Verdict:
     """Verify as a stranger would: nothing of the writer's memory is used."""
-    return verify_case(Case(Store(LocalBackend(root), None, last_seen), case_id), deep=deep)
+    case = Case(Store(LocalBackend(root), None, last_seen), case_id)
+    return verify_case(case, deep=deep, linear=linear)
 
 
 def fill(world: World) -> None:
@@ -267,6 +285,168 @@ def flip(path: Path, bit: int) -> None:
 
 def bits(path: Path) -> int:
     return path.stat().st_size * 8
+
+
+def forge(world: World, change: Callable[[CustodyEvent], CustodyEvent]) -> None:
+    """Rewrite and seal the ledger again, as somebody with the store and both keys can."""
+    shutil.rmtree(world.folder / "checkpoints")
+    prev = ZERO_DIGEST
+    for seq, event in enumerate(world.store.case(CASE).ledger.events):
+        forged = change(event).model_copy(update={"prev": prev})
+        raw = sign_note(forged.text(), "local/entry", ENTRY)
+        rewrite(world.entry(seq), raw)
+        prev = hashlib.sha256(raw).hexdigest()
+    Case(Store(LocalBackend(world.root), world.scribe), CASE).seal(CHECKPOINT)
+
+
+def forge_item(
+    world: World,
+    item: str,
+    manifest: Callable[[dict[str, Any]], object] = lambda _manifest: None,
+    members: Callable[[bytes], bytes] | None = None,
+    content: str | None = None,
+) -> None:
+    """Change what describes an item, and sign every entry again so that they name it."""
+    folder = world.folder / "items" / item
+    described = json.loads((folder / "manifest.json").read_bytes())
+    if members:
+        body = members((folder / "members.jsonl").read_bytes())
+        rewrite(folder / "members.jsonl", body)
+        described["members"] = {"count": body.count(b"\n"), "size": len(body),
+                                "sha256": hashlib.sha256(body).hexdigest()}  # fmt: skip
+    manifest(described)
+    raw = canonical(described) + b"\n"
+    rewrite(folder / "manifest.json", raw)
+    facts = {"sha256": hashlib.sha256(raw).hexdigest(), "size": len(raw)}
+
+    def change(event: CustodyEvent) -> CustodyEvent:
+        if (event.action, event.item) != ("item.acquired", item):
+            return event
+        objects = []
+        for stored in event.objects or []:
+            if stored.uri.endswith("/manifest.json"):
+                objects.append(stored.model_copy(update=facts))
+            elif stored.as_ == "content" and content:
+                objects.append(stored.model_copy(update={"sha256": content}))
+            else:
+                objects.append(stored)
+        return event.model_copy(update={"objects": objects})
+
+    forge(world, change)
+
+
+def _more(field: str) -> Callable[[dict[str, Any]], object]:
+    return lambda manifest: manifest.update({field: manifest[field] + 1})
+
+
+def _set(field: str, value: object) -> Callable[[dict[str, Any]], object]:
+    return lambda manifest: manifest.update({field: value})
+
+
+_HOSTS = b'"object": "0000000000000001"'  # the line of etc/hosts in `fill`
+
+
+def _line(change: Callable[[bytes], bytes]) -> Callable[[bytes], bytes]:
+    def changed(body: bytes) -> bytes:
+        lines = body.splitlines(keepends=True)
+        return b"".join(change(line) if _HOSTS in line else line for line in lines)
+
+    return changed
+
+
+# What somebody with both keys can make an item of `fill` say of itself: what is wrong with it ->
+# (item, arguments of `forge_item`, what the verdict says, what verify.sh says).
+LIES: dict[str, tuple[str, dict[str, Any], str, str]] = {
+    **{
+        f"{field} of the manifest": ("E0001", {"manifest": _more(field)}, python, shell)
+        for field, python, shell in [
+            ("size", "speak of different items", "disagree on size"),
+            ("segment_size", "speak of different items", "disagree on size"),
+            ("stored_objects", "speak of different items", "disagree on what is stored"),
+            ("stored_bytes", "how much is stored or zero", "disagree on what is stored"),
+            ("holes_bytes", "how much is stored or zero", "disagree on how much is zero"),
+            ("unreadable_bytes", "on what was unreadable", "disagree on what was unreadable"),
+        ]
+    },
+    "a linear digest that the entry does not state": (
+        "E0001", {"manifest": _set("content", {"sha256": "0" * 64})},
+        "different linear digests", "different linear digests",
+    ),
+    "a linear digest that the manifest does not state": (
+        "E0001", {"manifest": _set("content", None)},
+        "different linear digests", "different linear digests",
+    ),
+    "a set that has no members": (
+        "E0002", {"manifest": _set("members", None)}, "it is no set", "names no members.jsonl",
+    ),
+    "an image that is a set": (
+        "E0001", {"manifest": _set("layout", "set")}, "it is no set", "it is no \"set\"",
+    ),
+    "a set that is an image": (
+        "E0002", {"manifest": _set("layout", "image")}, "it is no image", "contradicts itself",
+    ),
+    "an image that has members": (
+        "E0001",
+        {"manifest": _set("members", {"count": 0, "size": 0, "sha256": ZERO_DIGEST})},
+        "it is no image", "contradicts itself",
+    ),
+    "a set that has a linear digest": (
+        "E0002", {"manifest": _set("content", {"sha256": "0" * 64}), "content": "0" * 64},
+        "it is no set", "different linear digests",
+    ),
+    "a count of members": (
+        "E0002", {"manifest": lambda m: m["members"].update(count=4)},
+        "has 3 lines, recorded 4", "has 3 lines, recorded 4",
+    ),
+    "a size of members": (
+        "E0002", {"manifest": lambda m: m["members"].update(size=m["members"]["size"] + 1)},
+        "is not what was recorded", "is not what was recorded",
+    ),
+    "a digest in members": (
+        "E0002",
+        {"members": _line(lambda x: re.sub(rb'"sha256": "[0-9a-f]{4}', b'"sha256": "0000', x))},
+        "states another SHA-256", "is not in the segment list",
+    ),
+    "a size in members": (
+        "E0002", {"members": _line(lambda x: x.replace(b"300", b"301"))},
+        "states another size", "is another size",
+    ),
+    "a member that is missing": (
+        "E0002", {"members": _line(lambda _: b"")}, "does not name 1 stored", "is not in members",
+    ),
+    "a member that is there twice": (
+        "E0002", {"members": _line(lambda x: x + x)}, "was named before", "stands twice",
+    ),
+    "a member that is not stored": (
+        "E0002", {"members": _line(lambda x: x + x.replace(b"0001", b"0009"))},
+        "does not have", "is not in the segment list",
+    ),
+    "a member of no form": (
+        "E0002", {"members": _line(lambda x: x + b"{}\n")}, "has no name", "no known form",
+    ),
+    "a member without object": (
+        "E0002", {"members": _line(lambda x: x.replace(_HOSTS + b", ", b""))},
+        "does not say which object", "no known form",
+    ),
+    "a member without name": (
+        "E0002", {"members": _line(lambda x: x.replace(b'"name"', b'"nick"'))},
+        "has no name", "no known form",
+    ),
+    "a member with two objects": (
+        "E0002", {"members": _line(lambda x: x.replace(b"{", b'{"object": null, '))},
+        "not an object in the form", "no known form",
+    ),
+    "a member with an object inside": (
+        "E0002", {"members": _line(lambda x: x.replace(b"{", b'{"a": {"object": null}, '))},
+        "more than texts and numbers", "no known form",
+    ),
+    "a last line that does not end": (
+        "E0002", {"members": lambda x: x[:-1]}, "not an object in the form", "no known form",
+    ),
+    "a member that is no text": (
+        "E0002", {"members": _line(lambda x: x + b"\xff\0\n")}, "is not JSON", "no known form",
+    ),
+}  # fmt: skip
 
 
 def tree(root: Path) -> dict[str, bytes]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -15,6 +16,7 @@ import pytest
 
 import evidence_store
 from evidence_store.ledger import Draft
+from evidence_store.model import canonical
 from evidence_store.sign import sign_note
 from evidence_store.store import allowed
 from tests.evidence_store import kit
@@ -108,8 +110,10 @@ def test_a_sound_case_is_ok_with_its_root_and_first_key(filled, run):
     checkpoint = filled.case.latest_checkpoint()
     done = run(filled.folder)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == (
-        f"OK 9 entries, 2 items, root {checkpoint}, first key {ENTRY.public.fingerprint}\n"
+    said, verdict = done.stdout.splitlines()
+    assert said.startswith("not checked: ")
+    assert verdict == (
+        f"OK 9 entries, 2 items, root {checkpoint}, first key {ENTRY.public.fingerprint}"
     )
     quick = run(filled.folder, "-q")
     assert quick.returncode == 0
@@ -127,10 +131,49 @@ def test_it_runs_from_anywhere_and_with_odd_folder_names(filled, run, tmp_path):
     dashed = tmp_path / "-r"
     shutil.copytree(filled.folder, dashed)
     assert run("-r", script=script, cwd=tmp_path).returncode == 2  # an option without its value
-    alone = run("./-r", script=script, cwd=tmp_path)
+    (tmp_path / "own" / "cases").mkdir(parents=True)
+    shutil.copy(filled.root / "store.json", tmp_path / "own")
+    dashed.rename(tmp_path / "own" / "cases" / "-r")
+    alone = run("./-r", script=script, cwd=tmp_path / "own" / "cases")
     assert alone.returncode == 0
-    assert "no store.json beside this case" in alone.stdout
     assert "the folder is called -r" in alone.stdout
+
+
+def test_it_runs_under_bash_too(filled, bin_folder, need_tool, tmp_path):
+    world = filled.copy(tmp_path / "world")
+    for code in (0, 1):
+        done = subprocess.run(
+            [need_tool("bash"), "--posix", str(SCRIPT), str(world.folder)],
+            env={"PATH": str(bin_folder)}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (code, ""), done.stdout
+        kit.flip(world.folder / "items" / "E0001" / "data" / f"{0:016x}", 5)
+
+
+def test_it_pleases_shellcheck(need_tool):
+    done = subprocess.run(
+        [need_tool("shellcheck"), str(SCRIPT)], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == ""
+    assert done.returncode == 0
+
+
+def test_a_missing_store_json_is_a_finding_in_both(filled, run, tmp_path):
+    world = filled.copy(tmp_path / "world")
+    (world.root / "store.json").unlink()
+    assert_broken(run(world.folder), "store.json is missing")
+    assert world.verify().outcome == "broken"
+    (world.root / "store.json").symlink_to(filled.root / "store.json")
+    assert_broken(run(world.folder), "store.json is missing")
+    assert world.verify().outcome == "broken"
+
+
+def test_it_says_what_it_does_not_check(filled, run):
+    (line,) = [x for x in run(filled.folder).stdout.splitlines() if x.startswith("not checked: ")]
+    for part in ("canonical form and whole schema", "digests of all bytes in order", "clocks"):
+        assert part in line
+    usage = run(filled.folder, "-h").stdout
+    assert "Not checked: canonical form and whole schema" in usage
 
 
 @pytest.mark.parametrize(
@@ -179,7 +222,7 @@ def test_free_form_fields_cannot_pass_for_the_chain(world, run):
     world.seal()
     done = run(world.folder)
     assert done.returncode == 0, done.stdout
-    assert done.stdout.startswith("OK 3 entries, 0 items")
+    assert last_line(done).startswith("OK 3 entries, 0 items")
 
 
 def test_names_that_need_escapes_in_json(tmp_path, run):
@@ -371,6 +414,48 @@ def test_quick_finds_presence_and_size_and_full_finds_content(full, run):
     assert_broken(run(full.folder, "-q"), "size")
 
 
+@pytest.mark.parametrize("lie", kit.LIES)
+def test_an_item_whose_descriptions_contradict_each_other_is_found(full, run, lie):
+    item, how, _, why = kit.LIES[lie]
+    kit.forge_item(full, item, **how)
+    done = run(full.folder, "-q")
+    assert_broken(done, why)
+    assert all(item in x for x in done.stdout.splitlines() if x.startswith("BROKEN: "))
+
+
+def test_an_item_signed_again_as_it_was_is_sound(full, run):
+    kit.forge_item(full, "E0001")
+    kit.forge_item(full, "E0002", members=lambda body: body)
+    assert run(full.folder).returncode == 0
+
+
+def test_totals_are_right_for_images_and_sets_of_many_forms(world, run):
+    """The shell adds up holes, gaps and a last segment that is short; each may be the last."""
+    end = SEGMENT // 2
+    for n, (size, hole, bad) in enumerate([
+        (0, None, None), (1, None, None), (SEGMENT, None, None), (SEGMENT, 0, None),
+        (3 * SEGMENT + end, 3, None), (3 * SEGMENT + end, 0, None), (3 * SEGMENT, 2, None),
+        (3 * SEGMENT + end, None, (3 * SEGMENT, end)), (3 * SEGMENT, 0, (SEGMENT, SEGMENT)),
+        (3 * SEGMENT + end, 1, (2 * SEGMENT + 4096, 8192)),
+    ]):  # fmt: skip
+        data = kit.pattern(size)
+        holes = []
+        if hole is not None:
+            start, length = hole * SEGMENT, min(SEGMENT, size - hole * SEGMENT)
+            data, holes = data[:start] + bytes(length) + data[start + length :], [(start, length)]
+        source = kit.FakeImage(data, holes=holes, bad=[bad] if bad else [], serial=f"S{n}")
+        world.case.ingest("disk", source, segment_size=SEGMENT, linear=n % 2 == 0)
+    files = {b'quoted "object": "0000000000000000" \\': b"1", b"\xff\n": b"",
+             b"gone": OSError(5, "Input/output error"), "naïve 漢字".encode(): b"22"}  # fmt: skip
+    world.case.ingest("logs", kit.FakeSet(files))
+    world.case.ingest("record", kit.FakeSet({}, serial="F2"))
+    world.seal()
+    assert world.verify(linear=True).findings == []
+    done = run(world.folder)
+    assert done.returncode == 0, done.stdout
+    assert "12 items" in last_line(done)
+
+
 # -- both verifiers agree --------------------------------------------------------------------------
 
 
@@ -379,11 +464,13 @@ class Mutation:
 
     def __init__(self, world, seed):
         self.random = random.Random(seed)
+        self.world = world
         self.folder = world.folder
         self.files = sorted(kit.tree(world.folder))
         self.told = self.random.choice(
             [self.flip, self.flip, self.flip, self.truncate, self.append, self.delete, self.swap,
-             self.duplicate, self.add, self.rename, self.insert_zero, self.store_json]
+             self.duplicate, self.add, self.rename, self.insert_zero, self.store_json,
+             self.no_store_json, self.manifest, self.members, self.lie, self.lie]
         )()  # fmt: skip
 
     def pick(self):
@@ -409,6 +496,42 @@ class Mutation:
         bit = self.random.randrange(kit.bits(path))
         kit.flip(path, bit)
         return f"flip bit {bit} of store.json"
+
+    def no_store_json(self):
+        (self.folder / "../../store.json").unlink()
+        return "delete store.json"
+
+    def item_file(self, name):
+        return self.random.choice([n for n in self.files if n.endswith(f"/{name}")])
+
+    def manifest(self):
+        """One that looks right, put there by somebody without keys."""
+        name = self.item_file("manifest.json")
+        described = json.loads((self.folder / name).read_bytes())
+        field = self.random.choice(sorted(k for k, v in described.items() if isinstance(v, int)))
+        described[field] += 1
+        self.change(name, lambda _: canonical(described) + b"\n")
+        return f"one more {field} in {name}"
+
+    def members(self):
+        name = self.item_file("members.jsonl")
+        lines = (self.folder / name).read_bytes().splitlines(keepends=True)
+        self.random.shuffle(lines)
+        self.change(name, lambda _: b"".join(lines[: self.random.randrange(4)]))
+        return f"other lines in {name}"
+
+    def lie(self):
+        """What somebody with a stolen entry key (sometimes with both) can make an item say."""
+        lie = self.random.choice(sorted(kit.LIES))
+        item, how, *_ = kit.LIES[lie]
+        old = self.folder.parent / "old"
+        shutil.copytree(self.folder / "checkpoints", old)
+        kit.forge_item(self.world, item, **how)
+        if keep := self.random.random() < 0.5:
+            shutil.rmtree(self.folder / "checkpoints")
+            shutil.copytree(old, self.folder / "checkpoints")
+        shutil.rmtree(old)
+        return f"lie: {lie}, {'old' if keep else 'new'} checkpoint"
 
     def truncate(self):
         name = self.pick()
