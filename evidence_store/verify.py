@@ -119,7 +119,7 @@ class Verdict:
         what = ["ledger, checkpoints, manifests, presence and sizes"]
         what.append("every object" if self.deep else "objects of small file sets")
         if self.linear:
-            what.append(f"linear digests of {self.linear_items} images")
+            what.append(f"linear digests (images: {self.linear_items})")
         return what
 
     @property

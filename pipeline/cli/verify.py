@@ -125,14 +125,15 @@ def _left_over(verdict: Verdict) -> list[str]:
         return []
     lines = []
     if left.temporary:
-        n, size = len(left.temporary), human(sum(s.size for s in left.temporary))
+        found = _sum(left.temporary)
         lines.append(
-            f"  left over: {n} temporary files of interrupted writes ({size}) in tmp/ of the "
-            "store, no evidence. When nothing writes to the store, from any machine: rm them"
+            f"  left over in tmp/ of the store: {found['files']} of interrupted writes "
+            f"({human(found['bytes'])}), no evidence; rm them when no machine writes to the store"
         )
     if left.quarantine:
-        n, size = len(left.quarantine), human(sum(s.size for s in left.quarantine))
+        found = _sum(left.quarantine)
         lines.append(
-            f"  set aside: {n} torn objects ({size}) in quarantine/ of the store; keep them"
+            f"  set aside in quarantine/ of the store: {found['files']} torn "
+            f"({human(found['bytes'])}); recovery.noted in a ledger tells of each; keep them"
         )
     return lines

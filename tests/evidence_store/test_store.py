@@ -622,3 +622,14 @@ def test_reading_a_damaged_segment_is_an_error_that_names_it(world, damage):
         assert image.pread(10, 0) == pattern(10)
         with pytest.raises((IntegrityError, ItemNotFoundError), match=segment_name(1)):
             image.pread(10, SEGMENT)
+
+
+@pytest.mark.parametrize("line", [b"[]\n", b"{}\n", b"\xff\n", b'{"name": "x", "object": 7}\n'])
+def test_members_of_no_form_are_an_integrity_error(filled, tmp_path, line):
+    world = filled.copy(tmp_path / "world")
+    kit.forge_item(world, "E0002", members=lambda body: body + line)
+    case = world.store.case(CASE)
+    with pytest.raises(IntegrityError, match="jsonl line 4"):
+        list(case.members("E0002"))
+    with pytest.raises(IntegrityError, match="jsonl line 4"):
+        case.open_member("E0002", "etc/hosts")

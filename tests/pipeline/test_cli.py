@@ -444,6 +444,46 @@ def test_verify_record_writes_the_verdict(evidence):
     assert (last["action"], last["item"], last["result"]) == ("item.verified", "E0001", "ok")
 
 
+def test_verify_says_what_it_covered_and_linear_covers_all(evidence):
+    impound, folder = evidence
+    plain, deep, linear = (
+        impound("--json", "verify", "T-1001", *flags).json
+        for flags in ([], ["--deep"], ["--linear"])
+    )
+    assert [v["linear_items"] for v in (plain, deep, linear)] == [0, 0, 1]
+    assert [v["deep"] for v in (plain, deep, linear)] == [False, True, True]
+    assert [len(v["not_covered"]) for v in (plain, deep, linear)] == [2, 1, 0]
+    assert "linear digests (images: 1)" in linear["covered"]
+    text = impound("verify", "T-1001", "--deep").out
+    assert "every object" in text
+    assert "not checked: linear digests (--linear does)" in text
+    assert "not checked" not in impound("verify", "T-1001", "--linear").out
+    assert impound("verify", "T-1001", "--linear", "--record").code == 0
+    assert '"how":"linear"' in max((folder / "ledger").iterdir()).read_text()
+
+
+def test_verify_tells_of_leftovers_without_a_note(evidence):
+    impound, folder = evidence
+    store = folder.parent.parent
+    assert impound("--json", "verify", "T-1001").json["leftovers"] == {
+        "temporary": {"files": 0, "bytes": 0}, "quarantine": {"files": 0, "bytes": 0},
+    }  # fmt: skip
+    (store / "tmp/old").write_bytes(b"12345")
+    os.utime(store / "tmp/old", (0, 0))
+    (store / "quarantine/x").mkdir(parents=True)
+    (store / "quarantine/x/torn").write_bytes(b"12")
+    result = impound("verify", "T-1001")
+    assert result.code == 0
+    assert (
+        "left over in tmp/ of the store: 1 of interrupted writes (5 B), no evidence" in result.out
+    )
+    assert "set aside in quarantine/ of the store: 1 torn (2 B)" in result.out
+    assert impound("--json", "verify", "T-1001").json["leftovers"] == {
+        "temporary": {"files": 1, "bytes": 5}, "quarantine": {"files": 1, "bytes": 2},
+    }  # fmt: skip
+    assert (store / "tmp/old").exists()
+
+
 def test_reading_commands_write_nothing(evidence):
     impound, folder = evidence
     before = sorted((p, p.stat().st_mtime_ns) for p in folder.rglob("*"))
