@@ -14,8 +14,8 @@
 # ends the check.
 # shellcheck disable=SC2015,SC2034,SC2059,SC2154
 
-not_checked='canonical form and whole schema of entries, manifests and members.jsonl; that the list of
-segments leaves none out; digests of all bytes in order; clocks. impound verify --linear checks these'
+not_checked='canonical form and whole schema of entries, manifests, segment lists and members.jsonl;
+digests of all bytes in order; clocks. impound verify --linear checks these'
 
 usage() {
   cat <<'END'
@@ -235,6 +235,7 @@ entry_kids='' checkpoint_kids='' listed_kids='' first_key=''
 load_key() { # KID
   pem=keys/$1.pem
   if [ -h "$pem" ] || [ ! -f "$pem" ]; then problem="$pem is missing"; return 1; fi
+  pem_data=''
   { IFS= read -r pem_begin && IFS= read -r pem_data; } <"$pem" || :
   case $pem_data in
     MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAE*) ;;
@@ -630,6 +631,34 @@ check_manifest() { # ITEM; wants the globals of check_item
   esac
 }
 
+# Every segment exactly once: stored, in a hole, or absent inside one unreadable range. All is sorted.
+account_for() { # LIST; leaves $problem
+  sed -n -e 's|^[0-9a-f]\{64\}  data/\([0-9a-f]\{16\}\)$|\1 1|p' -e 's/^# hole //p' "$1" >"$work/runs"
+  if [ "$(wc -l <"$work/runs")" -ne "$(grep -c -v '^# [^h]' "$1")" ]; then
+    problem='lists an object that is no segment'; return 1
+  fi
+  sed -n 's/^# unreadable //p' "$1" >"$work/gaps"
+  count=$(((list_size + segment_size - 1) / segment_size))
+  printf '%016x 0\n' "$count" >>"$work/runs"
+  at=0 gap=0 gap_end=0
+  while read -r first length <&6; do
+    first=$((0x$first))
+    # A number beyond 2^63 is negative in one shell and the largest in another.
+    if [ "$first" -lt "$at" ] || [ "$first" -gt "$count" ] || [ $((first + length)) -gt "$count" ]; then
+      problem='lists a segment twice, out of order or beyond the end'; return 1
+    fi
+    start=$((at * segment_size)) end=$((first * segment_size))
+    if [ "$end" -gt "$list_size" ]; then end=$list_size; fi
+    while [ "$first" -gt "$at" ] && [ "$gap_end" -lt "$end" ] && read -r next next_length <&7; do
+      gap=$next gap_end=$((next + next_length))
+    done
+    if [ "$first" -gt "$at" ] && { [ "$gap" -gt "$start" ] || [ "$gap_end" -lt "$end" ]; }; then
+      problem="does not account for segment $at"; return 1
+    fi
+    at=$((first + length))
+  done 6<"$work/runs" 7<"$work/gaps"
+}
+
 # Totals that follow from the list: $stored_count, $stored_bytes, $holes_bytes, $unreadable.
 count_list() { # LIST
   stored_count=$(wc -l <"$work/expected.names")
@@ -637,7 +666,6 @@ count_list() { # LIST
   sed -n 's/^# unreadable [0-9]* //p' "$1" >"$work/list"
   while read -r length; do unreadable=$((unreadable + length)); done <"$work/list"
   if [ "$segment_size" -eq 0 ]; then stored_bytes=$list_size; return 0; fi
-  count=$(((list_size + segment_size - 1) / segment_size))
   # The last segment may be shorter, stored or in a hole.
   short=$((segment_size - last_length))
   stored_bytes=$((stored_count * segment_size))
@@ -705,6 +733,10 @@ check_item() { # ITEM
       -e '# unreadable [1-9][0-9]\{0,15\} [1-9][0-9]\{0,15\}'; then
     broken "$list is malformed"; return 0
   fi
+  if ! sed -n 's/^[0-9a-f]\{64\}  //p' "$list" | sort -c -u 2>/dev/null; then
+    broken "$list is not in order"; return 0
+  fi
+  if [ "$segment_size" -gt 0 ] && ! account_for "$list"; then broken "$list $problem"; return 0; fi
 
   # Names in form only: another name may hold a newline. Each line: name, size.
   find "$item_folder" -type f -regextype posix-basic -regex '[A-Za-z0-9_-][A-Za-z0-9._/-]*' \

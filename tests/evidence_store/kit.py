@@ -305,10 +305,14 @@ def forge_item(
     manifest: Callable[[dict[str, Any]], object] = lambda _manifest: None,
     members: Callable[[bytes], bytes] | None = None,
     content: str | None = None,
+    segments: Callable[[bytes], bytes] = lambda body: body,
 ) -> None:
     """Change what describes an item, and sign every entry again so that they name it."""
     folder = world.folder / "items" / item
     described = json.loads((folder / "manifest.json").read_bytes())
+    listing = segments((folder / "segments.sha256").read_bytes())
+    rewrite(folder / "segments.sha256", listing)
+    root = described["image_root"] = hashlib.sha256(listing).hexdigest()
     if members:
         body = members((folder / "members.jsonl").read_bytes())
         rewrite(folder / "members.jsonl", body)
@@ -326,6 +330,8 @@ def forge_item(
         for stored in event.objects or []:
             if stored.uri.endswith("/manifest.json"):
                 objects.append(stored.model_copy(update=facts))
+            elif stored.uri.endswith("/segments.sha256"):
+                objects.append(stored.model_copy(update={"sha256": root, "size": len(listing)}))
             elif stored.as_ == "content" and content:
                 objects.append(stored.model_copy(update={"sha256": content}))
             else:
@@ -341,6 +347,17 @@ def _more(field: str) -> Callable[[dict[str, Any]], object]:
 
 def _set(field: str, value: object) -> Callable[[dict[str, Any]], object]:
     return lambda manifest: manifest.update({field: value})
+
+
+_HOLE = b"# hole 0000000000000001 2\n"  # the hole of the image in `fill`, of 5 segments
+
+
+def _hole(other: bytes) -> dict[str, Callable[[bytes], bytes]]:
+    return {"segments": lambda body: body.replace(_HOLE, other)}
+
+
+def _lines(change: Callable[[list[bytes]], list[bytes]]) -> dict[str, Callable[[bytes], bytes]]:
+    return {"segments": lambda body: b"".join(change(body.splitlines(keepends=True)))}
 
 
 _HOSTS = b'"object": "0000000000000001"'  # the line of etc/hosts in `fill`
@@ -393,6 +410,65 @@ LIES: dict[str, tuple[str, dict[str, Any], str, str]] = {
     "a set that has a linear digest": (
         "E0002", {"manifest": _set("content", {"sha256": "0" * 64}), "content": "0" * 64},
         "it is no set", "different linear digests",
+    ),
+    "a list without a hole": (
+        "E0001", _hole(b""), "account for segment 1", "account for segment 1",
+    ),
+    "a hole that is too short": (
+        "E0001", _hole(b"# hole 0000000000000001 1\n"),
+        "account for segment 2", "account for segment 2",
+    ),
+    "a hole over a stored segment": (
+        "E0001", _hole(b"# hole 0000000000000001 3\n"), "lists a segment twice", "segment twice",
+    ),
+    "a hole beyond the end": (
+        "E0001", _lines(lambda x: [*x[:-1], b"# hole 0000000000000005 1\n", x[-1]]),
+        "beyond the end", "beyond the end",
+    ),
+    "a hole beyond all numbers": (
+        "E0001", _lines(lambda x: [*x[:-1], b"# hole ffffffffffffffff 1\n", x[-1]]),
+        "beyond the end", "beyond the end",
+    ),
+    "a hole that no number counts": (
+        "E0001", _hole(b"# hole 0000000000000001 99999999999999999999\n"),
+        "beyond the end", "is malformed",
+    ),
+    "a hole that is unreadable in part": (
+        "E0001", _lines(lambda x: [*(y for y in x[:-1] if y != _HOLE),
+                                   b"# unreadable 65536 131071\n", x[-1]]),
+        "account for segment 1", "account for segment 1",
+    ),
+    "a hole that is unreadable in two pieces": (
+        "E0001", _lines(lambda x: [
+            *(y for y in x[:-1] if y != _HOLE),
+            b"# unreadable 65536 65536\n", b"# unreadable 131072 65536\n", x[-1],
+        ]),
+        "not in canonical form", "account for segment 1",
+    ),
+    "a list without its last segment": (
+        "E0001", _lines(lambda x: [*x[:-2], x[-1]]), "segment 4", "segment 4",
+    ),
+    "a list in another order": (
+        "E0001", _lines(lambda x: [*x[:3], x[5], x[4], x[3], *x[6:]]),
+        "not in canonical form", "not in order",
+    ),
+    "a list that names an object twice": (
+        "E0002", _lines(lambda x: [*x, x[-1]]), "not in canonical form", "not in order",
+    ),
+    "a list of an image that names a file": (
+        "E0001", _lines(lambda x: [*x[:-1], b"0" * 64 + b"  data/x\n", x[-1]]),
+        "is no segment", "is no segment",
+    ),
+    "a list of no known version": (
+        "E0001", {"segments": lambda x: x.replace(b"segments 1", b"segments 2")},
+        "has no header", "is malformed",
+    ),
+    "a list with a line of no form": (
+        "E0001", {"segments": lambda x: x + b"# holes\n"}, "no known form", "is malformed",
+    ),
+    "a list with a number that starts with zero": (
+        "E0001", {"segments": lambda x: x.replace(b"# unreadable ", b"# unreadable 0")},
+        "no known form", "is malformed",
     ),
     "a count of members": (
         "E0002", {"manifest": lambda m: m["members"].update(count=4)},

@@ -414,6 +414,12 @@ def test_quick_finds_presence_and_size_and_full_finds_content(full, run):
     assert_broken(run(full.folder, "-q"), "size")
 
 
+@pytest.mark.parametrize("body", [b"", b"\n", b"-----BEGIN PUBLIC KEY-----\n", b"\0\n\xff"])
+def test_a_key_file_of_junk_is_a_finding(full, run, body):
+    kit.rewrite(full.folder / "keys" / f"{ENTRY.public.kid}.pem", body)
+    assert_broken(run(full.folder, "-q"), "is not a P-256 public key")
+
+
 @pytest.mark.parametrize("lie", kit.LIES)
 def test_an_item_whose_descriptions_contradict_each_other_is_found(full, run, lie):
     item, how, _, why = kit.LIES[lie]
