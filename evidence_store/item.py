@@ -23,7 +23,7 @@ from pydantic import Field, JsonValue, ValidationError
 from evidence_store.backend import Backend, sha256_of_fd
 from evidence_store.digest import SegmentList, segment_name
 from evidence_store.errors import IntegrityError
-from evidence_store.model import Closed, Count, Data, Kind, Sha256, Text, Tool, canonical
+from evidence_store.model import Closed, Count, Data, Kind, Sha256, Text, Tool, Version, canonical
 
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_MEMBER_BYTES = 1 << 20
@@ -50,7 +50,7 @@ class Members(Closed):
 class Manifest(Closed):
     """Everything about an item but its bytes. Sizes in bytes, times UTC."""
 
-    v: Literal[1] = 1
+    v: Version = 1
     case: Text
     item: Annotated[str, Field(pattern=r"^E[0-9]{4,9}$")]
     kind: Kind

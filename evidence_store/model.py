@@ -85,6 +85,7 @@ Text = Annotated[str, AfterValidator(_clean_text)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Kid = Annotated[str, Field(pattern=r"^[0-9a-f]{8}$")]
 Count = Annotated[int, Field(ge=0, lt=2**53)]
+Version = Annotated[int, Field(ge=1, le=1)]  # not Literal[1], which takes true
 Data = Annotated[dict[str, JsonValue], AfterValidator(_clean_json)]
 
 
@@ -159,7 +160,7 @@ class StoreBinding(Closed):
 class CustodyEvent(Closed):
     """One custody event, as it stands in the ledger."""
 
-    v: Literal[1] = 1
+    v: Version = 1
     origin: Text
     seq: Count
     prev: Sha256

@@ -11,8 +11,7 @@ from pydantic import JsonValue
 from evidence_store.backend import Backend
 from evidence_store.digest import SegmentList, segment_name
 from evidence_store.errors import SourceChangedError
-from evidence_store.item import Members
-from evidence_store.item import encode_member
+from evidence_store.item import Members, encode_member
 from evidence_store.model import clean
 from evidence_store.transfer import Progress, SetSource, Taken, compare, put_once
 

@@ -84,12 +84,13 @@ def test_text_is_at_most_4096_bytes():
         (text(prev="0" * 63 + "G") + b"\n", "prev"),
         (text(prev="0" * 64 + "\n") + b"\n", "prev|one line"),
         (text(v=2) + b"\n", "v"),
+        (text(v=True) + b"\n", "v"),
         (text(item="E1") + b"\n", "item"),
         (b"\xff\xfe\n", None),
         (b"[]\n", None),
         (b"null\n", None),
     ],
-    ids=range(24),
+    ids=range(25),
 )
 def test_what_is_not_canonical_and_within_the_schema_is_refused(raw, why):
     with pytest.raises(IntegrityError, match=why):
