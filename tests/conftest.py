@@ -24,3 +24,35 @@ def need_tool(name: str) -> str:
 @pytest.fixture(name="need_tool")
 def _need_tool():
     return need_tool
+
+
+@pytest.fixture(scope="session")
+def aws_server_process():
+    """The AWS stand-in as a process, one for all tests of this worker."""
+    from pipeline.gameday.aws.stand import ServerProcess
+
+    with ServerProcess() as stand:
+        yield stand
+
+
+@pytest.fixture
+def aws_server(aws_server_process):
+    """The AWS stand-in as a process, empty."""
+    aws_server_process.reset()
+    return aws_server_process
+
+
+@pytest.fixture
+def aws_in_process():
+    """The AWS stand-in in this process, empty."""
+    from pipeline.gameday.aws.stand import InProcess
+
+    with InProcess() as stand:
+        yield stand
+
+
+@pytest.fixture(params=["in-process", "server"])
+def aws(request):
+    """The AWS stand-in, empty, once in each mode."""
+    name = "aws_in_process" if request.param == "in-process" else "aws_server"
+    return request.getfixturevalue(name)

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The stand-in as a process: moto's server on 127.0.0.1, with the extension and a control endpoint.
+
+Started by `stand.ServerProcess`, never by hand. It prints one line of JSON, {"endpoint": URL}, when
+it takes requests, and ends when its stdin ends: with its parent, however that one dies.
+
+    POST   /impound-sim/faults      add one fault, or a list of them (fields of faults.Fault)
+    GET    /impound-sim/faults      {"rules": […], "hits": […]}
+    DELETE /impound-sim/faults      forget them
+    GET    /impound-sim/calls       [{"service", "operation", "account", "resources"}, …]
+    POST   /impound-sim/functions   register a function (fields of functions.Function)
+    POST   /impound-sim/reset       empty accounts, no faults, no functions
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import struct
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from types import FrameType
+from typing import Any
+
+from moto.moto_api._internal.models import moto_api_backend
+from moto.moto_server.werkzeug_app import (
+    DomainDispatcherApplication,
+    MotoRequestHandler,
+    create_backend_app,
+)
+from werkzeug.serving import make_server
+from werkzeug.wrappers import Request, Response
+
+from pipeline.gameday.aws import call, functions
+from pipeline.gameday.aws.faults import Fault
+
+CONTROL = "/impound-sim/"
+
+
+def reset() -> None:
+    """Forget everything: accounts, faults, calls, functions."""
+    moto_api_backend.reset()
+    call.faults.clear()
+    call.calls.clear()
+    functions.clear()
+
+
+class Application:
+    """The WSGI application: control endpoint, moto, lost answers."""
+
+    def __init__(self) -> None:
+        self._moto = DomainDispatcherApplication(create_backend_app)
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        """Serve one request."""
+        if environ["PATH_INFO"].startswith(CONTROL):
+            return _control(Request(environ))(environ, start_response)
+        damage: list[str] = []
+        environ[call.DAMAGE] = damage.append
+        answer: Iterable[bytes] = self._moto(environ, start_response)
+        return _damaged(environ, answer, damage[0]) if damage else answer
+
+
+def _damaged(environ: dict[str, Any], answer: Iterable[bytes], kind: str) -> Iterator[bytes]:
+    """Half of the body, or not even a status line; then the connection is reset."""
+    if kind == "truncate":
+        body = b"".join(answer)
+        yield body[: len(body) // 2]
+    connection: socket.socket = environ["werkzeug.socket"]
+    if kind == "lost-answer":
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.shutdown(socket.SHUT_RDWR)
+    raise ConnectionResetError
+
+
+def _control(request: Request) -> Response:
+    what = (request.method, request.path.removeprefix(CONTROL))
+    try:
+        given = json.loads(request.get_data() or b"null")
+        if what == ("POST", "faults"):
+            found = given if isinstance(given, list) else [given]
+            call.faults.add(*(Fault.from_document(f) for f in found))
+        elif what == ("DELETE", "faults"):
+            call.faults.clear()
+        elif what == ("POST", "functions"):
+            lists = {k: tuple(map(tuple, v)) if k == "environment" else tuple(v)
+                     for k, v in given.items() if isinstance(v, list)}  # fmt: skip
+            functions.register(functions.Function(**(given | lists)))
+        elif what == ("POST", "reset"):
+            reset()
+        elif what == ("GET", "faults"):
+            return _json({
+                "rules": [f.document() for f in call.faults.rules()],
+                "hits": [asdict(h) for h in call.faults.hits()],
+            })  # fmt: skip
+        elif what == ("GET", "calls"):
+            return _json([asdict(c) for c in list(call.calls)])
+        else:
+            return _json({"error": f"no such control: {' '.join(what)}"}, 404)
+    except (ValueError, TypeError, AttributeError) as e:
+        return _json({"error": str(e)}, 400)
+    return _json({})
+
+
+def _json(document: Any, status: int = 200) -> Response:
+    return Response(json.dumps(document), status, content_type="application/json")
+
+
+class _Handler(MotoRequestHandler):
+    def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002
+        """Say nothing; `calls` knows what was asked."""
+
+
+def main() -> None:
+    """Serve until stdin ends or SIGTERM."""
+    call.install()
+    server = make_server("127.0.0.1", 0, Application(), threaded=True, request_handler=_Handler)
+    functions.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+
+    def end(_signal: int = 0, _frame: FrameType | None = None) -> None:
+        functions.stop_children()
+        os._exit(0)
+
+    def with_parent() -> None:
+        sys.stdin.buffer.read()
+        end()
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the parent too
+    signal.signal(signal.SIGTERM, end)
+    threading.Thread(target=with_parent, daemon=True).start()
+    print(json.dumps({"endpoint": functions.endpoint}), flush=True)  # noqa: T201
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()
