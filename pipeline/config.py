@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,40 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import ConfigError
+
+_KMS_KEY = r"^(|arn:aws[a-z-]*:kms:[a-z0-9-]+:[0-9]{12}:(key|alias)/[A-Za-z0-9/_-]{1,250})$"
+_FUNCTION = (
+    r"^(|(arn:aws[a-z-]*:lambda:[a-z0-9-]+:[0-9]{12}:function:)?[A-Za-z0-9_-]{1,64}"
+    r"(:[A-Za-z0-9_$-]{1,128})?)$"
+)
+
+
+class S3Settings(BaseModel):
+    """Stores in S3."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kms_key: str = Field(
+        default="",
+        pattern=_KMS_KEY,
+        description="ARN of the KMS key that encrypts what is stored in S3",
+    )
+
+
+class SigningSettings(BaseModel):
+    """Keys in KMS, and the function that seals."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    entry_key: str = Field(
+        default="", pattern=_KMS_KEY, description="ARN of the KMS key that signs ledger entries"
+    )
+    checkpoint_key: str = Field(
+        default="", pattern=_KMS_KEY, description="ARN of the KMS key that signs checkpoints"
+    )
+    sealer: str = Field(
+        default="", pattern=_FUNCTION, description="Lambda function that seals cases (name or ARN)"
+    )
 
 
 class Settings(BaseModel):
@@ -32,11 +66,23 @@ class Settings(BaseModel):
     )
     responder: str = Field("", description="your name as the custody log should have it")
     workers: int = Field(2, ge=1, le=64, description="segments in work at once, 64 MiB each")
+    s3: S3Settings = Field(S3Settings(), description="stores in S3")
+    signing: SigningSettings = Field(SigningSettings(), description="keys in KMS")
+
+    def flat(self) -> Iterator[tuple[str, Any, str]]:
+        """Yield (name, value, meaning); settings of a table as `table.name`."""
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if isinstance(value, BaseModel):
+                for inner, about in type(value).model_fields.items():
+                    yield f"{name}.{inner}", getattr(value, inner), str(about.description)
+            else:
+                yield name, value, str(field.description)
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """Settings, and for each the file it came from ("" for a built-in value)."""
+    """Settings, and for each (`name` or `table.name`) the file it came from, if from one."""
 
     settings: Settings
     origin: Mapping[str, str]
@@ -70,14 +116,20 @@ def load(explicit: str | None = None) -> Loaded:
     origin: dict[str, str] = {}
     for path, required in places:
         for name, value in _read(path, required=required).items():
-            merged[name], origin[name] = value, str(path)
+            if isinstance(value, dict) and isinstance(merged.get(name), dict):
+                merged[name] = merged[name] | value
+            else:
+                merged[name] = value
+            inner = [f"{name}.{key}" for key in value] if isinstance(value, dict) else []
+            origin |= dict.fromkeys([name, *inner], str(path))
     try:
         settings = Settings.model_validate(merged)
     except ValidationError as e:
         first = e.errors(include_url=False)[0]
         name = ".".join(str(part) for part in first["loc"])
+        table = name.partition(".")[0]
         raise ConfigError(
-            f"setting {name!r} in {origin.get(name.partition('.')[0], '?')}: {first['msg']}",
+            f"setting {name!r} in {origin.get(name) or origin.get(table, '?')}: {first['msg']}",
             hint="impound config --explain lists all settings",
         ) from e
     return Loaded(settings, origin, tuple(str(path) for path, _ in places))

@@ -6,7 +6,7 @@ from __future__ import annotations
 import click
 
 from pipeline.cli.base import Command, Globals, pass_globals, table
-from pipeline.config import Settings, load
+from pipeline.config import load
 
 
 @click.command(cls=Command)
@@ -15,13 +15,13 @@ from pipeline.config import Settings, load
 def config(options: Globals, explain: bool) -> None:
     """Show the settings in force."""
     loaded = load(options.config)
-    values = loaded.settings.model_dump()
-    if options.store:
-        values["store"] = options.store
-    origin = {**loaded.origin, **({"store": "--store"} if options.store else {})}
-    meaning = {name: str(f.description) for name, f in Settings.model_fields.items()}
-    rows = [(name, value, origin.get(name, "built in"), meaning[name])
-            for name, value in values.items()]  # fmt: skip
+    given = {"store": options.store} if options.store else {}
+    rows = [
+        (name, given.get(name, value),
+         "--store" if name in given else loaded.origin.get(name, "built in"), means)
+        for name, value, means in loaded.settings.flat()
+    ]  # fmt: skip
+    values = {name: value for name, value, _, _ in rows}
     document = {
         "settings": values,
         "explained": [dict(zip(("name", "value", "from", "means"), row, strict=True))

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
+import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,13 +24,27 @@ SCENARIOS = {"offline": "a disk image into custody, analysed, reported, verified
 @click.option("--seed", type=int, default=1, show_default=True, help="For the traces.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR",
               help="Where to work (default: gameday/<UTC time>).")  # fmt: skip
+@click.option("--serve", is_flag=True,
+              help="Run a practice landing zone on this machine until interrupted.")  # fmt: skip
+@click.option("--env-file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="With --serve: variables for a shell, there when all is ready.")  # fmt: skip
 @pass_globals
-def gameday(options: Globals, scenario: str, seed: int, output: Path | None) -> int:
+def gameday(
+    options: Globals, scenario: str, seed: int, output: Path | None, serve: bool,
+    env_file: Path | None,
+) -> int:  # fmt: skip
     """Rehearse the whole job on evidence made for it; end with a scorecard.
 
     Uses keys and a store of its own; nothing of yours is touched. Exit 0 when every step that can
     be rehearsed here passed.
+
+    With --serve: AWS stood in for by a process on 127.0.0.1, three accounts with keys, an evidence
+    bucket and a sealer. Ends with SIGINT or SIGTERM, exit 0.
     """
+    if serve:
+        return _serve(options, env_file)
+    if env_file:
+        raise UsageError("--env-file goes with --serve")
     from pipeline.gameday.offline import OfflineGameDay, write_scorecard
 
     folder = output or Path("gameday") / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
@@ -45,6 +62,34 @@ def gameday(options: Globals, scenario: str, seed: int, output: Path | None) -> 
     path = write_scorecard(card)
     options.result({"message_type": "gameday", "scorecard": card.document()}, _lines(card, path))
     return 0 if card.passed else 1
+
+
+def _serve(options: Globals, env_file: Path | None) -> int:
+    from pipeline.gameday.serve import serving
+
+    with contextlib.ExitStack() as stack:
+        if env_file is None:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="impound-"))
+            env_file = Path(folder) / "env"
+        options.say("starting AWS on this machine ...")
+        now, _stop = stack.enter_context(serving(env_file))
+        where = str(env_file.absolute())
+        made = {
+            "endpoint": now.endpoint, "env_file": where, "store": now.seeded.store,
+            "anchor": f"s3://{now.seeded.anchor}", "store_key": now.seeded.store_key,
+            "entry_key": now.seeded.entry_key, "checkpoint_key": now.seeded.checkpoint_key,
+            "sealer": now.seeded.sealer,
+        }  # fmt: skip
+        options.result(
+            {"message_type": "serving", **made, "not_rehearsed": list(now.left_out)},
+            [
+                *(f"{name.replace('_', ' '):15}{value}" for name, value in made.items()),
+                "", "not as on AWS:", *(f"  {what}" for what in now.left_out), "",
+                f"in a shell: . {shlex.quote(where)}", "ends with Ctrl-C",
+            ],
+        )  # fmt: skip
+    options.say("stopped")
+    return 0
 
 
 def _lines(card: Scorecard, path: Path) -> list[str]:

@@ -511,11 +511,32 @@ def test_settings_come_from_files_never_from_the_working_directory(impound, home
     assert origin["workers"] == (2, "built in")
 
 
+def test_tables_of_settings_are_merged(impound, home, tmp_path):
+    key = "arn:aws:kms:eu-central-1:444444444444:key/1"
+    folder = home / ".config/impound"
+    folder.mkdir(parents=True)
+    (folder / "config.toml").write_text(
+        f'[signing]\nentry_key = "{key}"\nsealer = "seal"\n[s3]\nkms_key = "{key}"\n'
+    )
+    named = tmp_path / "named.toml"
+    named.write_text('[signing]\nsealer = "impound-sealer"\n')
+    shown = impound("--json", "--config", named, "config", "--explain").json
+    origin = {row["name"]: (row["value"], row["from"]) for row in shown["explained"]}
+    assert origin["signing.sealer"] == ("impound-sealer", str(named))
+    assert origin["signing.entry_key"] == (key, str(folder / "config.toml"))
+    assert origin["s3.kms_key"] == (key, str(folder / "config.toml"))
+    assert origin["signing.checkpoint_key"] == ("", "built in")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("stor = 1", "stor"),
         ("workers = 0", "workers"),
+        ('[s3]\nkms_key = "alias/evidence"', "s3.kms_key"),
+        ('[signing]\nentry = "x"', "signing.entry"),
+        ('[signing]\nsealer = "arn:aws:iam::1:role/x"', "signing.sealer"),
+        ('s3 = "bucket"', "s3"),
         ("= [", "cannot read"),
         (None, "no settings"),
     ],

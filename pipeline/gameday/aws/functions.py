@@ -44,7 +44,7 @@ class Function:
 
 
 _functions: dict[tuple[str, str], Function] = {}
-_environment_lock = threading.Lock()
+_environment_lock = threading.RLock()  # a function may invoke another
 _children: set[subprocess.Popen[str]] = set()
 # Set by the server: where its functions find it. None: functions run in this process.
 endpoint: str | None = None
@@ -79,7 +79,10 @@ def invoke(call: Call) -> Answer | None:
     event = json.loads(call.body() or b"{}")
     context = Context(name, arn)
     if kind == "Event":
-        threading.Thread(target=_run, args=(function, event, context), daemon=True).start()
+        work = threading.Thread(target=_run, args=(function, event, context), daemon=True)
+        work.start()
+        if endpoint is None:
+            work.join()  # in this process nothing may run on when the stand-in has ended
         return Answer(202, {}, b"")
     result = _run(function, event, context)
     headers = {"content-type": "application/json", "x-amz-executed-version": "$LATEST"}
@@ -100,7 +103,8 @@ def _named(text: str, account: str) -> tuple[str, str]:
 
 
 def _run(function: Function, event: Any, context: Context) -> dict[str, Any]:
-    credentials = assume(function.account, function.role, function.name, endpoint)
+    session_name = function.name.ljust(2, "-")  # as on AWS, but STS wants two characters
+    credentials = assume(function.account, function.role, session_name, endpoint)
     variables = {
         **dict(function.environment),
         **credentials.environment(),

@@ -164,6 +164,13 @@ def _denied(call: Call, key: Key, action: str) -> Answer:
     )  # fmt: skip
 
 
+@before("kms", "CreateKey")
+def usage_by_default(call: Call) -> None:
+    """KeyUsage is ENCRYPT_DECRYPT unless said; moto keeps none."""
+    if "KeyUsage" not in call.parameters:
+        call.set_body(json.dumps(call.parameters | {"KeyUsage": "ENCRYPT_DECRYPT"}).encode())
+
+
 @before("kms", "Sign", "Verify")
 def message_size(call: Call) -> Answer | None:
     """RAW: 4096 bytes at most. DIGEST: as long as the algorithm's hash."""

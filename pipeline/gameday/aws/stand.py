@@ -243,7 +243,10 @@ class ServerProcess(Stand):
         readable, _, _ = select.select([out], [], [], START_SECONDS)
         line = out.readline() if readable else b""
         if not line:
-            raise StandError(f"the AWS stand-in did not start:\n{self.log()[-2000:]}")
+            why = self.log().strip().splitlines()[-1:]
+            raise StandError(
+                f"the AWS stand-in did not start: {' '.join(why) or 'no reason given'}"
+            )
         document: dict[str, str] = json.loads(line)
         return document
 

@@ -102,6 +102,11 @@ def test_public_key_names_its_key(kms, signing_key):
         assert (got["KeyId"], got["KeySpec"]) == (key, "ECC_NIST_P256")
 
 
+def test_usage_by_default(kms):
+    """KMS API reference, CreateKey, KeyUsage: ENCRYPT_DECRYPT."""
+    assert kms.create_key()["KeyMetadata"]["KeyUsage"] == "ENCRYPT_DECRYPT"
+
+
 def test_disabled_key(kms, signing_key, refused):
     """KMS Developer Guide, Key states: DisabledException for every cryptographic operation."""
     key, cmk = signing_key(), kms.create_key()["KeyMetadata"]["Arn"]

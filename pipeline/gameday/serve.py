@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`gameday --serve`: a practice landing zone on this machine, until it is told to stop.
+
+Everything that the command line needs to work in it goes into one file that a shell can source. The
+file appears when all is ready, and is gone when the stand-in is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from pipeline.errors import PipelineError, UsageError
+
+if TYPE_CHECKING:
+    from pipeline.gameday.aws.seed import Seeded
+
+HANDLER = "pipeline.sealer:handler"
+_MARK = "# made by: impound gameday --serve"
+
+
+class StandInError(PipelineError):
+    """The AWS stand-in is not installed, or ended by itself."""
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What is being served. `variables`: for the environment; `left_out`: what AWS would refuse."""
+
+    endpoint: str
+    variables: dict[str, str]
+    seeded: Seeded
+    left_out: tuple[str, ...]
+
+    def exports(self) -> list[str]:
+        """Lines for a POSIX shell."""
+        return [f"export {name}={shlex.quote(value)}" for name, value in self.variables.items()]
+
+
+def config_path(env_file: Path) -> Path:
+    """The settings file beside the file of variables."""
+    return env_file.with_name(f"{env_file.name}.toml")
+
+
+@contextlib.contextmanager
+def serving(env_file: Path) -> Iterator[tuple[Serving, threading.Event]]:
+    """Start the stand-in and write the file; yield what is served and what ends the wait.
+
+    SIGINT, SIGTERM and SIGHUP set the event.
+
+    Raises: UsageError if `env_file` is something else; StandInError.
+    """
+    for path in (env_file, config_path(env_file)):
+        _make_way(path)
+    try:
+        from pipeline.gameday.aws.accounts import AccountError
+        from pipeline.gameday.aws.seed import LEFT_OUT, seed
+        from pipeline.gameday.aws.stand import ServerProcess, StandError
+    except ImportError as e:
+        raise StandInError(
+            f"the AWS stand-in is not installed ({e.name})",
+            hint="pip install 'impound[gameday]'",
+        ) from e
+    stop = threading.Event()
+    with _signals(stop), contextlib.ExitStack() as stack:
+        try:
+            server = stack.enter_context(ServerProcess())
+            seeded = seed(server, HANDLER)
+        except (StandError, AccountError) as e:
+            raise StandInError(str(e)) from e
+        variables = {
+            "AWS_ENDPOINT_URL": server.endpoint,
+            **seeded.responder.environment(),
+            "IMPOUND_CONFIG": str(config_path(env_file).absolute()),
+        }
+        now = Serving(server.endpoint, variables, seeded, LEFT_OUT)
+        stack.callback(_remove, config_path(env_file))
+        _write(config_path(env_file), _settings(seeded))
+        stack.callback(_remove, env_file)
+        _write(env_file, [_MARK, *now.exports()])
+        yield now, stop
+        while not stop.wait(0.2):
+            if server.wait(0):
+                raise StandInError("the AWS stand-in ended by itself", hint="start it again")
+
+
+def _settings(seeded: Seeded) -> list[str]:
+    return [
+        _MARK,
+        "[s3]",
+        f'kms_key = "{seeded.store_key}"',
+        "[signing]",
+        f'entry_key = "{seeded.entry_key}"',
+        f'checkpoint_key = "{seeded.checkpoint_key}"',
+        f'sealer = "{seeded.sealer}"',
+    ]
+
+
+def _make_way(path: Path) -> None:
+    """Remove what an earlier run left; nothing else is touched."""
+    try:
+        with path.open() as f:
+            ours = f.readline().rstrip("\n") == _MARK
+    except FileNotFoundError:
+        return
+    except (OSError, UnicodeDecodeError) as e:
+        raise UsageError(f"cannot use {path}: {e}") from e
+    if not ours:
+        raise UsageError(f"{path} exists", hint="name a new file with --env-file")
+    path.unlink()
+
+
+def _write(path: Path, lines: list[str]) -> None:
+    """Readable by its owner only, whole or absent."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as f:
+            f.write("\n".join(lines) + "\n")
+        temporary.replace(path)
+    except OSError as e:
+        temporary.unlink(missing_ok=True)
+        raise StandInError(f"cannot write {path}: {e.strerror}") from e
+
+
+def _remove(path: Path) -> None:
+    path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _signals(stop: threading.Event) -> Iterator[None]:
+    def end(_signal: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    kept = {s: signal.signal(s, end) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)

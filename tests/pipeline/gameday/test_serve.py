@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`gameday --serve` as a user has it: a process, a file for the shell, an end without remains."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.gameday.aws.accounts import AUDIT, LOG_ARCHIVE, RESPONDER_ROLE
+from pipeline.gameday.aws.seed import EVIDENCE_BUCKET, SEALER, seed
+
+IMPOUND = [sys.executable, "-I", "-c", "from pipeline.cli import main; main()"]
+
+
+def until(condition, seconds=30.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.05)
+
+
+def children(pid):
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(entry.read_text().rpartition(")")[2].split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if parent == pid:
+            found.append(int(entry.parent.name))
+    return found
+
+
+def running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.fixture
+def env_file(tmp_path):
+    return tmp_path / "aws.env"
+
+
+@pytest.fixture
+def serve(env_file):
+    """Start it and wait for its file; what still runs at the end is killed."""
+    started = []
+
+    def start(*more):
+        process = subprocess.Popen(
+            [*IMPOUND, *more, "gameday", "--serve", "--env-file", str(env_file)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        started.append(process)
+        until(lambda: env_file.exists() or process.poll() is not None)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def sourced(env_file):
+    """The variables as a POSIX shell has them."""
+    done = subprocess.run(
+        ["sh", "-c", '. "$1" && env -0', "sh", str(env_file)],
+        capture_output=True, text=True, check=True, env={"PATH": os.environ["PATH"]},
+    )  # fmt: skip
+    return dict(v.split("=", 1) for v in done.stdout.split("\0") if v)
+
+
+def client(service, variables):
+    import boto3
+
+    session = boto3.Session(
+        variables["AWS_ACCESS_KEY_ID"], variables["AWS_SECRET_ACCESS_KEY"],
+        variables["AWS_SESSION_TOKEN"], variables["AWS_DEFAULT_REGION"],
+    )  # fmt: skip
+    return session.client(service, endpoint_url=variables["AWS_ENDPOINT_URL"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_from_start_to_end(serve, env_file, number):
+    process = serve("--json")
+    assert stat.S_IMODE(env_file.stat().st_mode) == 0o600
+    variables = sourced(env_file)
+    identity = client("sts", variables).get_caller_identity()
+    assert identity["Account"] == AUDIT
+    assert f":assumed-role/{RESPONDER_ROLE}/GAMEDAY.responder" in identity["Arn"]
+    [server] = children(process.pid)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 0, err
+    assert json.loads(out)["endpoint"] == variables["AWS_ENDPOINT_URL"]
+    assert not env_file.exists()
+    assert not Path(variables["IMPOUND_CONFIG"]).exists()
+    assert not running(server)
+
+
+def test_its_settings_are_settings(serve, env_file, home, impound, monkeypatch):
+    serve()
+    variables = sourced(env_file)
+    monkeypatch.setenv("IMPOUND_CONFIG", variables["IMPOUND_CONFIG"])
+    shown = impound("--json", "config").json["settings"]
+    kms = client("kms", variables)
+    for name, usage in (
+        ("s3.kms_key", "ENCRYPT_DECRYPT"),
+        ("signing.entry_key", "SIGN_VERIFY"),
+        ("signing.checkpoint_key", "SIGN_VERIFY"),
+    ):
+        assert kms.describe_key(KeyId=shown[name])["KeyMetadata"]["KeyUsage"] == usage
+    assert shown["signing.sealer"] == (
+        f"arn:aws:lambda:eu-central-1:{LOG_ARCHIVE}:function:{SEALER}"
+    )
+
+
+def test_killed_it_leaves_no_child_and_the_next_run_starts(serve, env_file):
+    first = serve()
+    [server] = children(first.pid)
+    before = env_file.read_text()
+    first.kill()
+    first.communicate()
+    until(lambda: not running(server))
+    assert env_file.read_text() == before  # nobody was left to remove it
+    second = serve()
+    until(lambda: env_file.exists() and env_file.read_text() != before)
+    second.terminate()
+    assert second.wait(20) == 0
+
+
+def test_stand_in_that_ends_by_itself(serve, env_file):
+    process = serve()
+    [server] = children(process.pid)
+    os.kill(server, signal.SIGKILL)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 14
+    assert "ended by itself" in err
+    assert not env_file.exists()
+
+
+def test_a_file_of_somebody_else_is_kept(impound, env_file):
+    env_file.write_text("export MINE=1\n")
+    result = impound("gameday", "--serve", "--env-file", env_file)
+    assert result.code == 2
+    assert "exists" in result.err
+    assert env_file.read_text() == "export MINE=1\n"
+
+
+def test_a_folder_that_is_not_there(impound, tmp_path):
+    result = impound("gameday", "--serve", "--env-file", tmp_path / "none" / "env")
+    assert result.code == 14
+    assert "cannot write" in result.err
+
+
+def test_env_file_alone(impound, env_file):
+    assert impound("gameday", "--env-file", env_file).code == 2
+
+
+def test_without_the_extra(impound, env_file, monkeypatch):
+    monkeypatch.setitem(sys.modules, "moto", None)
+    for name in [n for n in sys.modules if n.startswith("pipeline.gameday.aws")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "boto3", None)
+    result = impound("gameday", "--serve", "--env-file", env_file)
+    assert result.code == 14
+    assert "impound[gameday]" in result.err
+
+
+# -- what is in it
+
+
+@pytest.fixture
+def seeded(aws_in_process):
+    return seed(aws_in_process, "no.such:handler")
+
+
+def test_evidence_bucket(aws_in_process, seeded):
+    """A11, as far as the stand-in can carry it: lock, versions, default key, no deletes."""
+    from botocore.exceptions import ClientError
+
+    s3 = aws_in_process.client("s3", AUDIT)
+    lock = s3.get_object_lock_configuration(Bucket=EVIDENCE_BUCKET)["ObjectLockConfiguration"]
+    assert lock["ObjectLockEnabled"] == "Enabled"
+    assert s3.get_bucket_versioning(Bucket=EVIDENCE_BUCKET)["Status"] == "Enabled"
+    done = s3.put_object(Bucket=EVIDENCE_BUCKET, Key="k", Body=b"", ChecksumAlgorithm="SHA256")
+    assert done["SSEKMSKeyId"] == seeded.store_key
+    for version in ({}, {"VersionId": done["VersionId"]}):
+        with pytest.raises(ClientError, match=r"403|AccessDenied"):
+            s3.delete_object(Bucket=EVIDENCE_BUCKET, Key="k", **version)
+    assert s3.get_object(Bucket=EVIDENCE_BUCKET, Key="k")["Body"].read() == b""
+
+
+def test_only_the_sealer_signs_checkpoints(aws_in_process, seeded):
+    """A12: no Audit principal, and no administrator of Log Archive, can."""
+    from botocore.exceptions import ClientError
+
+    sign = {
+        "KeyId": seeded.checkpoint_key, "Message": b"x", "SigningAlgorithm": "ECDSA_SHA_256",
+    }  # fmt: skip
+    for account, role in (
+        (AUDIT, RESPONDER_ROLE), (AUDIT, SEALER), (LOG_ARCHIVE, RESPONDER_ROLE),
+    ):  # fmt: skip
+        with pytest.raises(ClientError, match="AccessDeniedException"):
+            aws_in_process.client("kms", account, role).sign(**sign)
+    sealer = aws_in_process.client("kms", LOG_ARCHIVE, SEALER)
+    assert sealer.sign(**sign)["Signature"]
+    assert aws_in_process.client("kms", AUDIT).get_public_key(KeyId=seeded.checkpoint_key)
+
+
+def test_the_sealer_reads_evidence(aws_in_process, seeded):
+    aws_in_process.client("s3", AUDIT).put_object(
+        Bucket=EVIDENCE_BUCKET, Key="k", Body=b"1", ChecksumAlgorithm="SHA256"
+    )
+    sealer = aws_in_process.client("s3", LOG_ARCHIVE, SEALER)
+    assert sealer.get_object(Bucket=EVIDENCE_BUCKET, Key="k")["Body"].read() == b"1"
