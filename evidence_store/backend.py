@@ -22,7 +22,7 @@ import re
 import secrets
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -112,8 +112,10 @@ class Backend(Protocol):
 
     uri: str
 
-    def create(self, key: str, body: Body) -> Stored:
+    def create(self, key: str, body: Body, *, sha256: str | None = None) -> Stored:
         """Store `body` under `key`, durable on return.
+
+        `sha256` (hex) is that of `body` if the caller knows it, to save taking it again.
 
         Raises: AlreadyExistsError, AmbiguousWriteError, StoreFullError, StoreError.
         """
@@ -122,6 +124,20 @@ class Backend(Protocol):
         """Return the whole object.
 
         Raises: ObjectNotFoundError; UnfitObjectError, also above `limit` bytes; StoreError.
+        """
+
+    def read_run(self, keys: Iterator[str], limit: int) -> Iterator[bytes]:
+        """Yield the objects under `keys` in order, whole, until the first that is missing.
+
+        `keys` does not end, lies in one folder and ascends.
+
+        Raises: as `read`, but for what is missing.
+        """
+
+    def sha256(self, key: str) -> tuple[str, int]:
+        """Return (SHA-256 in hex, size) of an object, in bounded memory.
+
+        Raises: ObjectNotFoundError, UnfitObjectError, StoreError.
         """
 
     def open_fd(self, key: str) -> int:
@@ -142,6 +158,15 @@ class Backend(Protocol):
 
     def strays(self, prefix: str) -> Iterator[str]:
         """Yield what lies under `prefix` and is no object (links, pipes, names out of form)."""
+
+    def anomalies(self, prefix: str) -> Iterator[tuple[str, str]]:
+        """Yield (key, what is wrong) of objects below `prefix` that were tampered with in place.
+
+        What a store keeps beside the bytes: delete markers, further versions, lock, key, tags.
+        """
+
+    def label(self, prefix: str, facts: Mapping[str, str]) -> None:
+        """Have what is created below `prefix` from now on carry `facts`, where there are tags."""
 
     def exclusive(self, name: str) -> contextlib.AbstractContextManager[None]:
         """Hold an advisory lock; BusyError if another process has it.
@@ -172,7 +197,7 @@ class LocalBackend:
 
     # -- writing ---------------------------------------------------------------------------------
 
-    def create(self, key: str, body: Body) -> Stored:
+    def create(self, key: str, body: Body, *, sha256: str | None = None) -> Stored:  # noqa: ARG002
         """See `Backend.create`."""
         final = self._path(key)
         try:
@@ -245,30 +270,12 @@ class LocalBackend:
 
     @contextlib.contextmanager
     def exclusive(self, name: str) -> Iterator[None]:
-        """See `Backend.exclusive`; flock(2), so it ends with its process."""
-        folder = self.root / _LOCKS
-        try:
-            self._make_folder(folder)
-            fd = os.open(folder / check_key(name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as e:
-            raise translate(e, f"cannot lock {name}") from e
-        try:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as e:
-                holder = os.pread(fd, 200, 0).decode("ascii", "replace").strip() or "unknown"
-                raise BusyError(
-                    f"{name} is being worked on by another process ({holder})",
-                    hint="wait until it ends, or end it, then run the same command again",
-                ) from e
-            except OSError as e:
-                raise translate(e, f"cannot lock {name}") from e
-            with contextlib.suppress(OSError):  # who holds it is a courtesy; the disk may be full
-                os.ftruncate(fd, 0)
-                os.pwrite(fd, f"pid {os.getpid()}\n".encode(), 0)
+        """See `Backend.exclusive`."""
+        with exclusive_file(self.root / _LOCKS, name):
             yield
-        finally:
-            os.close(fd)
+
+    def label(self, prefix: str, facts: Mapping[str, str]) -> None:
+        """Nothing: files have no tags, and the manifest says it all."""
 
     # -- reading ---------------------------------------------------------------------------------
 
@@ -285,6 +292,24 @@ class LocalBackend:
                 return f.read(limit + 1) or b""
         except OSError as e:
             raise translate(e, f"cannot read {key}") from e
+
+    def read_run(self, keys: Iterator[str], limit: int) -> Iterator[bytes]:
+        """See `Backend.read_run`."""
+        for key in keys:
+            try:
+                yield self.read(key, limit)
+            except ObjectNotFoundError:
+                return
+
+    def sha256(self, key: str) -> tuple[str, int]:
+        """See `Backend.sha256`; file holes are hashed, not read."""
+        fd = self.open_fd(key)
+        try:
+            return sha256_of_fd(fd)
+        except OSError as e:
+            raise translate(e, f"cannot read {key}") from e
+        finally:
+            os.close(fd)
 
     def open_fd(self, key: str) -> int:
         """See `Backend.open_fd`; a symbolic link or special file is never followed."""
@@ -339,6 +364,10 @@ class LocalBackend:
                 temporary.append(Stored(key, found.st_size))
         return Leftovers(temporary, list(self.list("quarantine")))
 
+    def anomalies(self, prefix: str) -> Iterator[tuple[str, str]]:  # noqa: ARG002
+        """None: a file system keeps nothing beside the bytes that a write could have fixed."""
+        return iter(())
+
     def _walk(self, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
         for entry in self._scan(prefix):
             key = f"{prefix}/{entry.name}"
@@ -373,6 +402,36 @@ class LocalBackend:
                 part.mkdir(mode=0o750)
             _sync_folder(part.parent)
         self._made.add(folder)
+
+
+@contextlib.contextmanager
+def exclusive_file(folder: Path, name: str) -> Iterator[None]:
+    """Hold an advisory lock among the processes of this machine: flock(2), ends with its process.
+
+    Raises: BusyError, StoreError.
+    """
+    try:
+        folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+        fd = os.open(folder / check_key(name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as e:
+        raise translate(e, f"cannot lock {name}") from e
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            holder = os.pread(fd, 200, 0).decode("ascii", "replace").strip() or "unknown"
+            raise BusyError(
+                f"{name} is being worked on by another process ({holder})",
+                hint="wait until it ends, or end it, then run the same command again",
+            ) from e
+        except OSError as e:
+            raise translate(e, f"cannot lock {name}") from e
+        with contextlib.suppress(OSError):  # who holds it is a courtesy; the disk may be full
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"pid {os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(fd)
 
 
 def _place(entry: os.DirEntry[str]) -> str:
@@ -460,20 +519,6 @@ def translate(e: OSError, what: str) -> StoreError:
             f"{what}: {reason}", hint="check who owns the store and that it is mounted writable"
         )
     return StoreError(f"{what}: {reason}")
-
-
-def sha256_of(backend: Backend, key: str) -> tuple[str, int]:
-    """Return (SHA-256, size) of an object, read in chunks.
-
-    Raises: ObjectNotFoundError, StoreError.
-    """
-    fd = backend.open_fd(key)
-    try:
-        return sha256_of_fd(fd)
-    except OSError as e:
-        raise translate(e, f"cannot read {key}") from e
-    finally:
-        os.close(fd)
 
 
 def sha256_of_fd(fd: int) -> tuple[str, int]:

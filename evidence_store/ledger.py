@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import random
 import threading
 import time
@@ -268,32 +269,36 @@ class Ledger:
         """
         with self._lock:
             new: list[Logged] = []
-            while True:
+            keys = (f"{self._prefix}/ledger/{entry_name(seq)}"
+                    for seq in itertools.count(len(self.entries)))  # fmt: skip
+            try:
+                new.extend(map(self._accept, self._backend.read_run(keys, 1 << 20)))
+            except UnfitObjectError as e:
                 seq = len(self.entries)
-                try:
-                    raw = self._backend.read(f"{self._prefix}/ledger/{entry_name(seq)}", 1 << 20)
-                except ObjectNotFoundError:
-                    return new
-                except UnfitObjectError as e:
-                    raise LedgerError(f"ledger entry {seq}: {e}", position=seq) from e
-                if seq == 0 or b'"key.added"' in raw:
-                    self.load_keys()
-                logged = check_entry(
-                    raw,
-                    seq=seq,
-                    prev=self.entries[-1].sha256 if self.entries else ZERO_DIGEST,
-                    origin=self.origin,
-                    ring=self.ring,
-                )
-                if seq == 0 and not logged.event.origin.endswith(f"/cases/{self.case_id}"):
-                    raise LedgerError(
-                        f"ledger entry 0: belongs to {logged.event.origin!r}, not to case "
-                        f"{self.case_id}", position=0,
-                    )  # fmt: skip
-                self.origin = logged.event.origin
-                self.entries.append(logged)
-                self.roots.append(self._tree.add(logged.leaf))
-                new.append(logged)
+                raise LedgerError(f"ledger entry {seq}: {e}", position=seq) from e
+            return new
+
+    def _accept(self, raw: bytes) -> Logged:
+        """Take the next entry, if everything about it holds. Raises: LedgerError, StoreError."""
+        seq = len(self.entries)
+        if seq == 0 or b'"key.added"' in raw:
+            self.load_keys()
+        logged = check_entry(
+            raw,
+            seq=seq,
+            prev=self.entries[-1].sha256 if self.entries else ZERO_DIGEST,
+            origin=self.origin,
+            ring=self.ring,
+        )
+        if seq == 0 and not logged.event.origin.endswith(f"/cases/{self.case_id}"):
+            raise LedgerError(
+                f"ledger entry 0: belongs to {logged.event.origin!r}, not to case {self.case_id}",
+                position=0,
+            )
+        self.origin = logged.event.origin
+        self.entries.append(logged)
+        self.roots.append(self._tree.add(logged.leaf))
+        return logged
 
     def names_out_of_order(self) -> Iterable[str]:
         """Yield what lies in `ledger/` and is no entry of the verified run 0..n-1."""

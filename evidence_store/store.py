@@ -176,6 +176,7 @@ class Store:
         """
         check_case_id(case_id)
         scribe = self.require_scribe()
+        self.backend.label(f"cases/{case_id}", case_tags(case_id, authority.ticket, contact))
         torn = [self._set_torn_identity_aside()]
         identity = self.create(deployment)
         case = Case(self, case_id)
@@ -281,6 +282,13 @@ class Store:
         return self.scribe
 
 
+def case_tags(case_id: str, ticket: str, contact: str) -> dict[str, str]:
+    """Return the tags of a case's objects (AWS-wide names, so that others find them)."""
+    return {
+        "case": case_id, "incident-response": f"quarantine:{ticket}", "notification": contact,
+    }  # fmt: skip
+
+
 def check_case_id(case_id: str) -> str:
     """Return `case_id` if it is in form. Raises: ValueError."""
     if not CASE_ID.fullmatch(case_id):
@@ -353,7 +361,15 @@ class Case:
         Raises: LedgerError, StoreError.
         """
         self.ledger.sync()
-        self.state = CaseState.of(self.case_id, self.ledger.events)
+        self._fold()
+
+    def _fold(self) -> None:
+        self.state = state = CaseState.of(self.case_id, self.ledger.events)
+        label = self.store.backend.label
+        if state.opened:
+            label(self.prefix, case_tags(self.case_id, state.ticket, state.contact))
+        for item in state.items.values():
+            label(self.item_prefix(item.item_id), {"item": item.item_id, "kind": item.kind})
 
     @property
     def listed_keys(self) -> list[ListedKey]:
@@ -373,13 +389,13 @@ class Case:
         """
 
         def decide() -> Draft | None:
-            self.state = CaseState.of(self.case_id, self.ledger.events)
+            self._fold()
             return build()
 
         if not self.ledger.entries:
             self.refresh()
         logged = self.ledger.append(self.store.require_scribe(), self.authority, decide)
-        self.state = CaseState.of(self.case_id, self.ledger.events)
+        self._fold()
         return logged
 
     # -- items -----------------------------------------------------------------------------------

@@ -5,7 +5,8 @@ Steps, in this order
     1. Every entry: canonical, in order, chained, signed by a key allowed at that point; every file
        in `keys/` is the key that its name says.
     2. `store.json` is the one that `case.opened` names.
-    3. Nothing else lies in `ledger/`, `checkpoints/`, `keys/`.
+    3. Nothing else lies in `ledger/`, `checkpoints/`, `keys/`; what the store keeps beside the
+       bytes (versions, locks, tags) is as it was made.
     4. Every checkpoint: signature, size, root, `last.proof`.
     5. What this user has seen before, outside the store, is a prefix.
     6. What the caller brought along: a receipt, the first key's fingerprint.
@@ -40,7 +41,6 @@ from evidence_store.backend import (
     ObjectNotFoundError,
     UnfitObjectError,
     parts_of_fd,
-    sha256_of,
     translate,
 )
 from evidence_store.checkpoint import (
@@ -189,6 +189,7 @@ class _Verification:
         if self._ledger():
             self._binding()
             self._closed_folders()
+            self._anomalies()
             self._checkpoints()
             self._last_seen()
             self._expected()
@@ -243,6 +244,14 @@ class _Verification:
         for folder in ("keys", "checkpoints"):
             for key in case.store.backend.strays(f"{case.prefix}/{folder}"):
                 self._broken(key, "is not a regular file of the store")
+
+    def _anomalies(self) -> None:
+        """What the store keeps beside the bytes must still be as it was made."""
+        try:
+            for key, text in self.case.store.backend.anomalies(self.case.prefix):
+                self._broken(key, text)
+        except StoreError as e:
+            self._broken(self.case.prefix, f"its protection could not be checked: {e}")
 
     def _checkpoints(self) -> None:
         case, ledger = self.case, self.case.ledger
@@ -567,7 +576,7 @@ def hash_objects(
 
     def check(name: str) -> tuple[str, int, str]:
         try:
-            actual, size = sha256_of(backend, f"{prefix}/data/{name}")
+            actual, size = backend.sha256(f"{prefix}/data/{name}")
         except ObjectNotFoundError:
             return name, 0, "is missing"
         except StoreError as e:

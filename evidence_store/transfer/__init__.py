@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 
 from pydantic import JsonValue
 
-from evidence_store.backend import Backend, LocalBackend, SparseBody, sha256_of
+from evidence_store.backend import Backend, LocalBackend, SparseBody
 from evidence_store.digest import SegmentList
 from evidence_store.errors import AlreadyExistsError, SourceChangedError
 from evidence_store.item import Gap, Members
@@ -120,17 +120,17 @@ def put_once(
     """
     if not exists:
         try:
-            backend.create(key, body)
+            backend.create(key, body, sha256=sha256)
         except AlreadyExistsError:
             pass
         else:
             return True
     if isinstance(backend, LocalBackend) and not backend.atomic_create:
-        _, size = sha256_of(backend, key)
+        _, size = backend.sha256(key)
         if size < (len(body.view) if isinstance(body, SparseBody) else len(body)):
             # Without hard links a kill can leave the beginning of an object. Nothing names it yet.
             backend.set_aside(key)
-            backend.create(key, body)
+            backend.create(key, body, sha256=sha256)
             return True
     compare(backend, key, sha256)
     return False
@@ -138,7 +138,7 @@ def put_once(
 
 def compare(backend: Backend, key: str, sha256: str) -> None:
     """Raise SourceChangedError if the object under `key` is not the one with this SHA-256."""
-    stored, _ = sha256_of(backend, key)
+    stored, _ = backend.sha256(key)
     if stored != sha256:
         raise SourceChangedError(
             f"{key} was stored with other content (SHA-256 {stored}, now {sha256}); "

@@ -43,11 +43,11 @@ class LossyBackend(LocalBackend):
         super().__init__(root)
         self._random = random.Random(seed)
 
-    def create(self, key, body):
+    def create(self, key, body, **options):
         luck = self._random.random()
         if "/ledger/" in key and luck < 0.1:
             raise AmbiguousWriteError("the request was lost")
-        stored = super().create(key, body)
+        stored = super().create(key, body, **options)
         if "/ledger/" in key and luck < 0.3:
             raise AmbiguousWriteError("the answer was lost")
         return stored
@@ -131,12 +131,12 @@ def test_after_an_ambiguous_answer_an_append_finds_its_own_entry(world, happened
     class Once(LocalBackend):
         lost = False
 
-        def create(self, key, body):
+        def create(self, key, body, **options):
             if self.lost or "/ledger/" not in key:
-                return super().create(key, body)
+                return super().create(key, body, **options)
             self.lost = True
             if happened:
-                super().create(key, body)
+                super().create(key, body, **options)
             raise AmbiguousWriteError("no answer")
 
     ledger = Ledger(Once(world.root), CASE)
@@ -170,7 +170,7 @@ def test_append_gives_up_when_the_store_never_answers(world, monkeypatch):
     monkeypatch.setattr("evidence_store.ledger._ATTEMPTS", 3)
 
     class Deaf(LocalBackend):
-        def create(self, key, body):
+        def create(self, key, body, **options):
             raise AmbiguousWriteError("no answer")
 
     with pytest.raises(StoreError, match="3 attempts"):

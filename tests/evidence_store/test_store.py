@@ -285,10 +285,10 @@ from evidence_store.store import Store
 from acquisition.source import open_source
 from tests.evidence_store import kit
 class Dying(LocalBackend):
-    def create(self, key, body):
+    def create(self, key, body, **options):
         if key.endswith(sys.argv[3]):
             os.kill(os.getpid(), 9)
-        return super().create(key, body)
+        return super().create(key, body, **options)
 store = Store(Dying(Path(sys.argv[1])), kit.make_scribe(seed=sys.argv[3]))
 store.case(kit.CASE).ingest(sys.argv[4], open_source(sys.argv[2], sys.argv[4]), segment_size=65536,
                             workers=1)
@@ -381,10 +381,10 @@ def test_without_hard_links_a_torn_segment_is_set_aside_and_stored_again(tmp_pat
 
 def test_an_acquisition_that_failed_is_continued(world):
     class Sometimes(LocalBackend):
-        def create(self, key, body):
+        def create(self, key, body, **options):
             if key.endswith(segment_name(2)):
                 raise StoreFullError("cannot store: No space left on device")
-            return super().create(key, body)
+            return super().create(key, body, **options)
 
     case = Case(Store(Sometimes(world.root), kit.make_scribe(seed="f")), CASE)
     with pytest.raises(StoreFullError):
@@ -399,8 +399,8 @@ def test_an_acquisition_that_failed_is_continued(world):
 
 def test_an_error_after_the_last_entry_was_written_does_not_call_it_failed(world):
     class LostDirectory(LocalBackend):
-        def create(self, key, body):
-            stored = super().create(key, body)
+        def create(self, key, body, **options):
+            stored = super().create(key, body, **options)
             if key.endswith("0000000000000003.note"):
                 raise StoreError("cannot sync the folder: Input/output error")
             return stored
@@ -415,8 +415,8 @@ def test_an_error_after_the_last_entry_was_written_does_not_call_it_failed(world
 
 def test_what_does_not_read_back_is_an_integrity_error_and_recorded(world, monkeypatch):
     class Rotten(LocalBackend):
-        def create(self, key, body):
-            stored = super().create(key, body)
+        def create(self, key, body, **options):
+            stored = super().create(key, body, **options)
             if key.endswith(f"data/{segment_name(1)}"):
                 kit.flip(self.root / key, 77)
             return stored

@@ -209,10 +209,10 @@ def test_what_is_stored_is_compared_and_not_stored_again(backend):
 
 def test_the_error_of_a_worker_is_the_one_reported(tmp_path):
     class Failing(LocalBackend):
-        def create(self, key, body):
+        def create(self, key, body, **options):
             if key.endswith(segment_name(7)):
                 raise StoreError("the disk died")
-            return super().create(key, body)
+            return super().create(key, body, **options)
 
     for workers in (1, 3):
         with pytest.raises(StoreError, match="the disk died"):

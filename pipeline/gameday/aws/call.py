@@ -200,8 +200,9 @@ def install() -> None:
         return
     if moto.__version__ != MOTO_VERSION:
         raise MotoVersionError(f"moto {moto.__version__} is installed, {MOTO_VERSION} is needed")
-    from pipeline.gameday.aws import functions, kms, s3  # noqa: F401 (they register themselves)
+    from pipeline.gameday.aws import functions, kms, listing, s3  # noqa: F401 (they register)
 
+    listing.install()
     for name in ("urls", "url_paths"):
         _wrap(name)
     _installed = True

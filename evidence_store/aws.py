@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What AWS answers when it does not do what was asked, in our words; and a signer behind KMS.
+
+botocore is imported when something failed or is about to be caught, never when this module is.
+
+Source: S3 API Reference, "Error responses"; KMS API Reference, Sign and GetPublicKey; botocore
+exceptions.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+from evidence_store.errors import SigningKeyError, StoreError
+from evidence_store.sign import PublicKey
+
+MAX_RAW_BYTES = 4096
+_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"}
+_UNKNOWN_CALLER = {
+    "InvalidAccessKeyId", "InvalidClientTokenId", "UnrecognizedClientException", "InvalidToken",
+    "SignatureDoesNotMatch",
+}  # fmt: skip
+_SKEW = {"RequestTimeTooSkewed", "InvalidSignatureException"}
+_DENIED = {"AccessDenied", "AccessDeniedException", "Forbidden", "403"}
+_BUSY = {
+    "SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "Throttling",
+    "ThrottlingException", "RequestLimitExceeded", "BandwidthLimitExceeded", "500", "503",
+}  # fmt: skip
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """The exceptions by which a call to AWS fails, for an `except` clause."""
+    from botocore.exceptions import BotoCoreError, ClientError
+    from urllib3.exceptions import HTTPError
+
+    return (BotoCoreError, ClientError, HTTPError)
+
+
+class Failure:
+    """One failed call.
+
+    Attributes:
+        code: AWS's error code, or the name of botocore's exception if there was no answer.
+        message: a sentence.
+    """
+
+    def __init__(self, e: Exception) -> None:
+        answer: dict[str, Any] | None = getattr(e, "response", None)
+        self.answered = isinstance(answer, dict) and "Error" in answer
+        if self.answered and answer is not None:
+            self.code = str(answer["Error"].get("Code", ""))
+            self.message = str(answer["Error"].get("Message") or self.code)
+            self.status = int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        else:
+            self.code, self.message, self.status = type(e).__name__, str(e), 0
+
+    @property
+    def may_have_happened(self) -> bool:
+        """Whether the call may have had its effect all the same: no answer, or a server's error."""
+        return not self.answered or self.status >= 500
+
+    @property
+    def in_the_body(self) -> bool:
+        """Whether an answer broke off or arrived corrupted, which asking again may mend."""
+        return not self.answered and self.code in (
+            "IncompleteReadError", "ResponseStreamingError", "FlexibleChecksumError",
+            "ReadTimeoutError", "ConnectionClosedError", "ProtocolError", "IncompleteRead",
+        )  # fmt: skip
+
+    def error(self, what: str) -> StoreError:
+        """Return it as the store's error, with the next thing to do."""
+        return StoreError(f"{what}: {self.message} ({self.code})", hint=self._hint())
+
+    def _hint(self) -> str:
+        code = self.code
+        if code in _EXPIRED:
+            return "renew the credentials, then run the same command again; it continues"
+        if code in _UNKNOWN_CALLER:
+            return "the credentials are not valid here; check the profile and the account"
+        if code in _SKEW:
+            return "this machine's clock is wrong; set it (chronyc makestep), then run it again"
+        if code in _DENIED:
+            return "the role lacks the right, or a bucket or key policy denies it"
+        if code.startswith("KMS.") or code in ("DisabledException", "NotFoundException"):
+            return "check the key: its ARN in the settings, that it is enabled, and its policy"
+        if code in _BUSY:
+            return "the service is busy; run the same command again later, it continues"
+        if code in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"):
+            return "give credentials: AWS_PROFILE, or the environment"
+        if not self.answered:
+            return "check the network and the endpoint, then run the same command again"
+        return ""
+
+
+class KmsSigner:
+    """Signs with a KMS key of spec ECC_NIST_P256; the private half never leaves KMS.
+
+    The signed text goes to KMS as it is (`MessageType=RAW`), so it is at most 4,096 bytes; whoever
+    signs a note verifies each signature with the public half before it is used.
+    """
+
+    def __init__(self, client: Any, key_id: str) -> None:
+        self._client = client
+        self.key_id = key_id
+
+    @cached_property
+    def public(self) -> PublicKey:
+        """The public half. Raises: SigningKeyError."""
+        try:
+            answer = self._client.get_public_key(KeyId=self.key_id)
+        except failures() as e:
+            raise self._error(e, "read the public half of") from e
+        if answer.get("KeySpec") != "ECC_NIST_P256" or answer.get("KeyUsage") != "SIGN_VERIFY":
+            raise SigningKeyError(
+                f"KMS key {self.key_id} is {answer.get('KeySpec')} for {answer.get('KeyUsage')}",
+                hint="a signing key has the spec ECC_NIST_P256 and the usage SIGN_VERIFY",
+            )
+        return PublicKey(answer["PublicKey"])
+
+    def sign(self, text: bytes) -> bytes:
+        """Return a DER signature over `text`. Raises: SigningKeyError."""
+        if len(text) > MAX_RAW_BYTES:
+            raise ValueError(f"KMS signs at most {MAX_RAW_BYTES} bytes")
+        try:
+            answer = self._client.sign(
+                KeyId=self.key_id, Message=text, MessageType="RAW",
+                SigningAlgorithm="ECDSA_SHA_256",
+            )  # fmt: skip
+        except failures() as e:
+            raise self._error(e, "sign with") from e
+        signature: bytes = answer["Signature"]
+        return signature
+
+    def _error(self, e: Exception, what: str) -> SigningKeyError:
+        error = Failure(e).error(f"cannot {what} KMS key {self.key_id}")
+        return SigningKeyError(str(error), hint=error.hint)
