@@ -41,6 +41,8 @@ def gameday(
     With --serve: AWS stood in for by a process on 127.0.0.1, three accounts with keys, an evidence
     bucket and a sealer. Ends with SIGINT or SIGTERM, exit 0.
     """
+    if serve and output:
+        raise UsageError("--output does not go with --serve, which keeps nothing")
     if serve:
         return _serve(options, env_file)
     if env_file:
@@ -72,7 +74,7 @@ def _serve(options: Globals, env_file: Path | None) -> int:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="impound-"))
             env_file = Path(folder) / "env"
         options.say("starting AWS on this machine ...")
-        now, _stop = stack.enter_context(serving(env_file))
+        now = stack.enter_context(serving(env_file))
         where = str(env_file.absolute())
         made = {
             "endpoint": now.endpoint, "env_file": where, "store": now.seeded.store,
@@ -88,6 +90,7 @@ def _serve(options: Globals, env_file: Path | None) -> int:
                 f"in a shell: . {shlex.quote(where)}", "ends with Ctrl-C",
             ],
         )  # fmt: skip
+        now.wait()
     options.say("stopped")
     return 0
 

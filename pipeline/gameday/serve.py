@@ -12,7 +12,7 @@ import os
 import shlex
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -33,8 +33,12 @@ class StandInError(PipelineError):
 
 @dataclass(frozen=True)
 class Serving:
-    """What is being served. `variables`: for the environment; `left_out`: what AWS would refuse."""
+    """What is being served. `variables`: for the environment; `left_out`: what AWS would refuse.
 
+    `wait` returns when it shall end, and raises StandInError if it ended by itself.
+    """
+
+    wait: Callable[[], None]
     endpoint: str
     variables: dict[str, str]
     seeded: Seeded
@@ -51,10 +55,10 @@ def config_path(env_file: Path) -> Path:
 
 
 @contextlib.contextmanager
-def serving(env_file: Path) -> Iterator[tuple[Serving, threading.Event]]:
-    """Start the stand-in and write the file; yield what is served and what ends the wait.
+def serving(env_file: Path) -> Iterator[Serving]:
+    """Start the stand-in and write the file; yield what is served. At the end both are gone.
 
-    SIGINT, SIGTERM and SIGHUP set the event.
+    SIGINT, SIGTERM and SIGHUP end the wait, and interrupt nothing else.
 
     Raises: UsageError if `env_file` is something else; StandInError.
     """
@@ -81,15 +85,18 @@ def serving(env_file: Path) -> Iterator[tuple[Serving, threading.Event]]:
             **seeded.responder.environment(),
             "IMPOUND_CONFIG": str(config_path(env_file).absolute()),
         }
-        now = Serving(server.endpoint, variables, seeded, LEFT_OUT)
+
+        def wait() -> None:
+            while not stop.wait(0.2):
+                if server.wait(0):
+                    raise StandInError("the AWS stand-in ended by itself", hint="start it again")
+
+        now = Serving(wait, server.endpoint, variables, seeded, LEFT_OUT)
         stack.callback(_remove, config_path(env_file))
         _write(config_path(env_file), _settings(seeded))
         stack.callback(_remove, env_file)
         _write(env_file, [_MARK, *now.exports()])
-        yield now, stop
-        while not stop.wait(0.2):
-            if server.wait(0):
-                raise StandInError("the AWS stand-in ended by itself", hint="start it again")
+        yield now
 
 
 def _settings(seeded: Seeded) -> list[str]:

@@ -9,9 +9,11 @@ are not touched, so what is tested is what any SDK would see.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import json
+import os
 import threading
 import time
 from collections import defaultdict, deque
@@ -24,6 +26,7 @@ from xml.sax.saxutils import escape
 import moto
 from botocore.exceptions import ConnectionClosedError
 from moto.core.base_backend import BaseBackend
+from moto.core.config import default_user_config
 from moto.core.request import Request
 from moto.core.responses import BaseResponse
 from moto.core.routing import get_service_router
@@ -184,8 +187,7 @@ def after(service: str, *operations: str) -> Callable[[After], After]:
 faults = Faults()
 calls: deque[Seen] = deque(maxlen=100_000)
 # moto checks a condition and writes in two steps, and publishes an object before its checksum.
-_s3_writes = threading.RLock()
-_WRITES = {"PutObject", "CompleteMultipartUpload", "CopyObject", "PutObjectRetention"}
+_s3_one_at_a_time = threading.RLock()
 
 _installed = False
 
@@ -205,6 +207,10 @@ def install() -> None:
     listing.install()
     for name in ("urls", "url_paths"):
         _wrap(name)
+    # No 1,300 public images in every account, and no containers.
+    os.environ["MOTO_EC2_LOAD_DEFAULT_AMIS"] = "false"
+    for service in ("lambda", "batch"):
+        default_user_config[service] = {"use_docker": False}
     _installed = True
 
 
@@ -266,10 +272,7 @@ def _work(call: Call, handler: Callable[..., Any]) -> Answer:
         for check in BEFORE.get(key, ()):
             if (refused := check(call)) is not None:
                 return refused
-    if call.service == "s3" and call.operation in _WRITES:
-        with _s3_writes:
-            answer = Answer.of(_handle(call, handler))
-    else:
+    with _s3_one_at_a_time if call.service == "s3" else contextlib.nullcontext():
         answer = Answer.of(_handle(call, handler))
     for key in ((call.service, "*"), (call.service, call.operation)):
         for complete in AFTER.get(key, ()):

@@ -61,13 +61,13 @@ def clear() -> None:
 
 
 @before("lambda", "Invoke")
-def invoke(call: Call) -> Answer | None:
-    """Run a registered function; moto answers for any other."""
+def invoke(call: Call) -> Answer:
+    """Run a registered function; no other can be run here, whatever moto knows of it."""
     account, name = _named(str(call.parameters.get("FunctionName", "")), call.account)
+    arn = f"arn:aws:lambda:{call.region}:{account}:function:{name}"
     function = _functions.get((account, name))
     if function is None:
-        return None
-    arn = f"arn:aws:lambda:{call.region}:{account}:function:{name}"
+        return call.error(404, "ResourceNotFoundException", f"Function not found: {arn}")
     if call.account != account and call.account not in function.invokers:
         return call.error(
             403, "AccessDeniedException", f"User: {call.caller.arn} is not authorized to perform:"

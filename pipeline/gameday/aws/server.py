@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The stand-in as a process: moto's server on 127.0.0.1, with the extension and a control endpoint.
 
-Started by `stand.ServerProcess`, never by hand. It prints one line of JSON, {"endpoint": URL}, when
-it takes requests, and ends when its stdin ends: with its parent, however that one dies.
+Started by `stand.ServerProcess`, never by hand. It reads a secret from the first line of stdin,
+prints one line of JSON, {"endpoint": URL}, when it takes requests, and ends when its stdin ends:
+with its parent, however that one dies.
+
+Whoever may register a function runs code here. So the control endpoint wants the secret in the
+header `X-Impound-Secret`, and nothing is answered to what a browser sends, or by another name than
+127.0.0.1 (DNS rebinding).
 
     POST   /impound-sim/faults      add one fault, or a list of them (fields of faults.Fault)
     GET    /impound-sim/faults      {"rules": […], "hits": […]}
@@ -14,6 +19,7 @@ it takes requests, and ends when its stdin ends: with its parent, however that o
 
 from __future__ import annotations
 
+import hmac
 import json
 import os
 import signal
@@ -52,17 +58,34 @@ def reset() -> None:
 class Application:
     """The WSGI application: control endpoint, moto, lost answers."""
 
-    def __init__(self) -> None:
+    def __init__(self, secret: str) -> None:
+        self._secret = secret.encode()
         self._moto = DomainDispatcherApplication(create_backend_app)
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         """Serve one request."""
+        refusal = self._refusal(environ)
+        if refusal:
+            return _json({"error": refusal}, 403)(environ, start_response)
         if environ["PATH_INFO"].startswith(CONTROL):
             return _control(Request(environ))(environ, start_response)
         damage: list[str] = []
         environ[call.DAMAGE] = damage.append
         answer: Iterable[bytes] = self._moto(environ, start_response)
         return _damaged(environ, answer, damage[0]) if damage else answer
+
+    def _refusal(self, environ: dict[str, Any]) -> str:
+        path = environ["PATH_INFO"]
+        if "HTTP_ORIGIN" in environ:
+            return "not for browsers"
+        if environ.get("HTTP_HOST") != f"127.0.0.1:{environ['SERVER_PORT']}":
+            return "not by this name"
+        if path.startswith("/moto-api"):
+            return "moto's own interface is closed"
+        given = environ.get("HTTP_X_IMPOUND_SECRET", "").encode()
+        if path.startswith(CONTROL) and not hmac.compare_digest(given, self._secret):
+            return "the secret is wrong"
+        return ""
 
 
 def _damaged(environ: dict[str, Any], answer: Iterable[bytes], kind: str) -> Iterator[bytes]:
@@ -117,8 +140,13 @@ class _Handler(MotoRequestHandler):
 
 def main() -> None:
     """Serve until stdin ends or SIGTERM."""
+    secret = sys.stdin.readline().strip()
+    if not secret:
+        raise SystemExit("no secret on stdin")
     call.install()
-    server = make_server("127.0.0.1", 0, Application(), threaded=True, request_handler=_Handler)
+    server = make_server(
+        "127.0.0.1", 0, Application(secret), threaded=True, request_handler=_Handler
+    )  # fmt: skip
     functions.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
 
     def end(_signal: int = 0, _frame: FrameType | None = None) -> None:

@@ -8,15 +8,16 @@ with InProcess() as aws:                        # or ServerProcess()
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
+import secrets
 import select
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from types import TracebackType
 from typing import IO, Any, Protocol, Self, cast
 
@@ -26,9 +27,6 @@ from botocore.config import Config
 from pipeline.gameday.aws import accounts
 from pipeline.gameday.aws.accounts import AUDIT, RESPONDER_ROLE, Credentials
 from pipeline.gameday.aws.faults import Fault, Hit, Seen
-
-# No two thousand public images in every new account; must be set before moto is imported.
-os.environ.setdefault("MOTO_EC2_LOAD_DEFAULT_AMIS", "false")
 
 START_SECONDS = 60.0
 
@@ -205,6 +203,7 @@ class ServerProcess(Stand):
         super().__init__()
         self.faults = RemoteFaults(self)
         self._process: subprocess.Popen[bytes] | None = None
+        self._secret = secrets.token_hex(16)
         self._log: IO[bytes] | None = None
 
     @property
@@ -223,9 +222,10 @@ class ServerProcess(Stand):
         self._process = subprocess.Popen(
             [sys.executable, "-I", "-m", "pipeline.gameday.aws.server"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log,
-            env=kept | {"MOTO_EC2_LOAD_DEFAULT_AMIS": "false"},
+            env=kept | {"MOTO_DISABLE_GLOBAL_CORS": "true"},
         )  # fmt: skip
         try:
+            self._tell(self._process)
             self.endpoint = self._ready(self._process)["endpoint"]
         except BaseException:
             self.stop()
@@ -237,6 +237,12 @@ class ServerProcess(Stand):
         trace: TracebackType | None,
     ) -> None:  # fmt: skip
         self.stop()
+
+    def _tell(self, process: subprocess.Popen[bytes]) -> None:
+        into = cast(IO[bytes], process.stdin)
+        with contextlib.suppress(BrokenPipeError):  # it ended at once; `_ready` says why
+            into.write(f"{self._secret}\n".encode())
+            into.flush()
 
     def _ready(self, process: subprocess.Popen[bytes]) -> dict[str, str]:
         out = cast(IO[bytes], process.stdout)
@@ -263,7 +269,8 @@ class ServerProcess(Stand):
         self._clients.clear()
         process, self._process = self._process, None
         if process is not None:
-            cast(IO[bytes], process.stdin).close()
+            with contextlib.suppress(BrokenPipeError):
+                cast(IO[bytes], process.stdin).close()
             try:
                 process.wait(10)
             except subprocess.TimeoutExpired:
@@ -289,7 +296,7 @@ class ServerProcess(Stand):
         with self._connection() as connection:
             connection.request(
                 method, f"/impound-sim/{what}", body=json.dumps(document),
-                headers={"Content-Type": "application/json"},
+                headers={"Content-Type": "application/json", "X-Impound-Secret": self._secret},
             )  # fmt: skip
             answer = connection.getresponse()
             body = json.loads(answer.read())
@@ -297,7 +304,7 @@ class ServerProcess(Stand):
             raise StandError(str(body["error"]))
         return body
 
-    @contextmanager
+    @contextlib.contextmanager
     def _connection(self) -> Iterator[http.client.HTTPConnection]:
         host = self.endpoint.removeprefix("http://")
         connection = http.client.HTTPConnection(host, timeout=30)

@@ -164,8 +164,9 @@ def test_a_folder_that_is_not_there(impound, tmp_path):
     assert "cannot write" in result.err
 
 
-def test_env_file_alone(impound, env_file):
+def test_options_that_do_not_go_together(impound, env_file, tmp_path):
     assert impound("gameday", "--env-file", env_file).code == 2
+    assert impound("gameday", "--serve", "-o", tmp_path / "out").code == 2
 
 
 def test_without_the_extra(impound, env_file, monkeypatch):

@@ -303,3 +303,38 @@ def test_key_of_another_account(aws, s3, bucket, cmk, refused):
     s3.put_object(Bucket=bucket, Key="k", Body=BODY, **with_key(cmk))
     with refused("AccessDenied", 403):
         aws.client("s3", LOG_ARCHIVE).get_object(Bucket=bucket, Key="k")
+
+
+def test_evidence_as_it_is_written(s3, bucket, cmk, sha256, refused):
+    """S3 API reference, PutObject: lock, hold, tags, key, checksum and metadata in one request."""
+    s3.put_object(
+        Bucket=bucket, Key="cases/T/items/E0001/data/0", Body=BODY, IfNoneMatch="*",
+        ChecksumAlgorithm="SHA256", ChecksumSHA256=sha256(BODY), ObjectLockMode="COMPLIANCE",
+        ObjectLockRetainUntilDate=days(90), ObjectLockLegalHoldStatus="ON",
+        Tagging="case=T&kind=disk", Metadata={"sha256": sha256(BODY)}, BucketKeyEnabled=True,
+        **with_key(cmk),
+    )  # fmt: skip
+    where = {"Bucket": bucket, "Key": "cases/T/items/E0001/data/0"}
+    head = s3.head_object(**where, ChecksumMode="ENABLED")
+    assert head["ChecksumSHA256"] == head["Metadata"]["sha256"] == sha256(BODY)
+    assert (head["ObjectLockMode"], head["ObjectLockLegalHoldStatus"]) == ("COMPLIANCE", "ON")
+    assert head["ObjectLockRetainUntilDate"] == days(90)
+    assert (head["ServerSideEncryption"], head["SSEKMSKeyId"]) == ("aws:kms", cmk)
+    assert head["BucketKeyEnabled"]
+    assert {t["Key"]: t["Value"] for t in s3.get_object_tagging(**where)["TagSet"]} == {
+        "case": "T", "kind": "disk",
+    }  # fmt: skip
+    with refused("AccessDenied", 403):
+        s3.delete_object(**where, VersionId=head["VersionId"], BypassGovernanceRetention=True)
+
+
+def test_lock_on_a_bucket_without_lock(s3, refused):
+    """S3 API reference, PutObject: a bucket without Object Lock refuses lock headers."""
+    s3.create_bucket(
+        Bucket="plain", CreateBucketConfiguration={"LocationConstraint": "eu-central-1"}
+    )
+    with refused("InvalidRequest", 400):
+        s3.put_object(
+            Bucket="plain", Key="k", Body=b"", ChecksumAlgorithm="SHA256",
+            ObjectLockMode="COMPLIANCE", ObjectLockRetainUntilDate=days(1),
+        )  # fmt: skip

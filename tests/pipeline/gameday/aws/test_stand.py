@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import signal
 import subprocess
@@ -149,6 +150,41 @@ def test_settings_of_the_user_do_not_reach_the_server(monkeypatch):
     with ServerProcess() as server:
         environ = Path(f"/proc/{server.pid}/environ").read_bytes()
     assert b"MOTO_S3_ALLOW" not in environ
+
+
+def asked(server, method, path, headers):
+    connection = http.client.HTTPConnection(server.endpoint.removeprefix("http://"), timeout=10)
+    try:
+        connection.request(method, path, body="{}", headers=headers)
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize(
+    ("path", "headers"),
+    [
+        ("/impound-sim/reset", {}),
+        ("/impound-sim/functions", {"X-Impound-Secret": "0" * 32}),
+        ("/", {"Origin": "http://evil.example"}),
+        ("/", {"Host": "rebound.example"}),
+        ("/moto-api/reset", {}),
+    ],
+)
+def test_strangers_are_not_served(aws_server, path, headers):
+    """Any program or web page on this machine can reach the port; registering is running code."""
+    assert asked(aws_server, "POST", path, headers) == 403
+
+
+def test_no_web_page_may_read_answers(aws_server):
+    connection = http.client.HTTPConnection(aws_server.endpoint.removeprefix("http://"))
+    try:
+        connection.request("GET", "/")
+        answer = connection.getresponse()
+        answer.read()
+        assert "Access-Control-Allow-Origin" not in answer.headers
+    finally:
+        connection.close()
 
 
 def test_state_outlives_its_users(aws_server):
