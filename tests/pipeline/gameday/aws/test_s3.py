@@ -17,8 +17,11 @@ from pipeline.gameday.aws.accounts import AUDIT, LOG_ARCHIVE, MEMBER
 BODY = b"evidence" * 1000
 
 
+TODAY = datetime.now(UTC).replace(microsecond=0)
+
+
 def days(n):
-    return datetime.now(UTC).replace(microsecond=0) + timedelta(days=n)
+    return TODAY + timedelta(days=n)
 
 
 @pytest.fixture
