@@ -23,6 +23,9 @@ from analysis.schema import TABLES
 from evidence_store.model import CustodyEvent
 from evidence_store.store import Case
 
+_MOST_MEMORY = 2 << 30
+_THREADS = min(len(os.sched_getaffinity(0)), 4)  # each has buffers of its own
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -76,6 +79,8 @@ def tables(case: Case, *, as_of: int | None = None) -> Iterator[duckdb.DuckDBPyC
         # path, since a path it may read it may also COPY over.
         connection.execute("SET temp_directory=''")  # else it spills into the working directory
         connection.execute("SET enable_external_access=false")
+        connection.execute(f"SET memory_limit='{_memory_limit()}B'")
+        connection.execute(f"SET threads={_THREADS}")
         for table, schema in TABLES.items():
             files = parts.get(table)
             rows = (
@@ -89,6 +94,11 @@ def tables(case: Case, *, as_of: int | None = None) -> Iterator[duckdb.DuckDBPyC
         connection.close()
         for fd in descriptors:
             os.close(fd)
+
+
+def _memory_limit() -> int:
+    """Return the bytes that a query may take: half of the machine's memory, 2 GiB at most."""
+    return min(_MOST_MEMORY, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
 
 
 def query(case: Case, sql: str, *, as_of: int | None = None) -> Answer:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from analysis.errors import AnalysisError
@@ -62,6 +64,20 @@ def test_a_query_reaches_nothing_but_the_tables(case, tmp_path, sql):
 
 def test_a_query_never_spills_into_the_working_directory(case):
     assert query(case, "SELECT current_setting('temp_directory')").rows == [("",)]
+
+
+def test_a_query_that_wants_more_memory_than_is_allowed_fails_with_one_error(case, monkeypatch):
+    limit, threads = query(
+        case, "SELECT current_setting('memory_limit'), current_setting('threads')"
+    ).rows[0]
+    number, unit = limit.split()
+    half = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
+    scale = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}[unit]
+    assert 0 < float(number) * scale <= min(2 << 30, half) * 1.01
+    assert 0 < threads <= 4
+    monkeypatch.setattr("analysis.query._MOST_MEMORY", 32 << 20)
+    with pytest.raises(AnalysisError, match=r"(?i)memory"):
+        query(case, "SELECT list(i::VARCHAR || 'a longer text') FROM range(20000000) t(i)")
 
 
 def test_changed_part_is_an_integrity_error_not_an_answer(case, tmp_path):
