@@ -5,7 +5,8 @@ A source reads and tells; it stores nothing. Nothing here writes to what it read
 read-only (without touching their access time where the system allows it), links are not followed
 inside a directory, and what is not a regular file is named instead of opened.
 
-Source: docs/format.md §6; lseek(2) SEEK_DATA; ioctl BLKGETSIZE64 (linux/fs.h).
+Source: docs/format.md §6; lseek(2) SEEK_DATA; Linux Documentation/ABI/stable/sysfs-block (stat,
+diskseq, holders); proc_pid_mountinfo(5).
 """
 
 from __future__ import annotations
@@ -16,16 +17,19 @@ import os
 import re
 import stat
 import sys
+import time
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from pydantic import JsonValue
 
 from acquisition.errors import AcquisitionError, SourceNotFoundError, UnsupportedSourceError
 from evidence_store.model import clean
-from evidence_store.transfer import ImageSource, Member, SetSource, StreamSource
+from evidence_store.transfer import Member
 
 _CHUNK = 4 << 20
 _SPLIT = re.compile(r"(?P<stem>.+\.)(?P<first>0+[01]|a{2,4})")
@@ -42,10 +46,24 @@ _CONTAINERS = (
 )
 
 
-def open_source(
-    path: str, kind: str, *, text: str = "", store: Path | None = None
-) -> ImageSource | StreamSource | SetSource:
-    """Return the source at `path` ("-" is standard input), open for reading.
+class Closing:
+    """What a source has open is closed by `close`, or at the end of `with`; then it reads no more.
+
+    Closing twice does nothing.
+    """
+
+    def close(self) -> None:
+        """Close what is open."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_source(path: str, kind: str, *, text: str = "", store: Path | None = None) -> AnySource:
+    """Return the source at `path` ("-" is standard input), open for reading; the caller closes it.
 
     Args:
         path: regular file, first part of a split image (.000, .001, .aa), block device, directory.
@@ -55,8 +73,9 @@ def open_source(
 
     Raises: SourceNotFoundError, UnsupportedSourceError, AcquisitionError.
     """
+    image = kind in ("disk", "memory")
     if path == "-":
-        return StandardInput(text or "standard input")
+        return (StandardInput if image else PipedFile)(text or "standard input")
     place = Path(path)
     try:
         mode = place.stat().st_mode
@@ -77,15 +96,34 @@ def open_source(
             f"{clean(path)} is neither a file, a block device nor a directory",
             hint="pipe it in with: … | impound ingest CASE - --kind KIND",
         )
-    if kind not in ("disk", "memory"):
+    if not image:
         return Directory(place.parent, text, only=place.name)
-    parts = split_parts(place)
-    first = RawFile(parts[0], text)
-    _refuse_container(first, path)
-    return SplitImage([first, *(RawFile(p, text) for p in parts[1:])], text) if parts[1:] else first
+    paths = split_parts(place)
+    with ExitStack() as opened:  # whatever refuses a part closes those before it
+        parts = [opened.enter_context(RawFile(p, text)) for p in paths[:1]]
+        _refuse_container(parts[0], path)
+        parts += [opened.enter_context(RawFile(p, text)) for p in paths[1:]]
+        opened.pop_all()
+    return SplitImage(parts, text) if parts[1:] else parts[0]
 
 
-class RawFile:
+class _Descriptor(Closing):
+    """One open file description."""
+
+    _fd: int
+
+    def readinto(self, view: memoryview, offset: int) -> int:
+        """See `ImageSource.readinto`."""
+        return os.preadv(self._fd, [view], offset)
+
+    def close(self) -> None:
+        """See `Closing.close`."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class RawFile(_Descriptor):
     """A regular file, taken byte for byte. Holes are found by SEEK_DATA and not read."""
 
     method = "pread(2) of a regular file; ranges that the file system reports as holes are not read"
@@ -103,10 +141,6 @@ class RawFile:
         self.identity: Mapping[str, JsonValue] = {
             "size": self.size, "device": self._before.st_dev, "inode": self._before.st_ino,
         }  # fmt: skip
-
-    def readinto(self, view: memoryview, offset: int) -> int:
-        """See `ImageSource.readinto`."""
-        return os.preadv(self._fd, [view], offset)
 
     def next_data(self, offset: int) -> int:
         """See `ImageSource.next_data`."""
@@ -134,7 +168,7 @@ class RawFile:
         return found
 
 
-class BlockDevice:
+class BlockDevice(_Descriptor):
     """A whole block device or partition."""
 
     method = "pread(2) of a block device"
@@ -145,28 +179,26 @@ class BlockDevice:
         self._fd = _open(path)
         self.size = os.lseek(self._fd, 0, os.SEEK_END)
         rdev = os.fstat(self._fd).st_rdev
-        major, minor = os.major(rdev), os.minor(rdev)
-        sysfs = Path(f"/sys/dev/block/{major}:{minor}")
+        number = f"{os.major(rdev)}:{os.minor(rdev)}"
+        self._sysfs = Path(f"/sys/dev/block/{number}").resolve()
         attributes = {
             name: found for name, file in (
                 ("serial", "device/serial"), ("model", "device/model"), ("wwid", "wwid"),
                 ("read_only", "ro"), ("backing_file", "loop/backing_file"),
                 ("logical_block_size", "queue/logical_block_size"),
-            ) if (found := _attribute(sysfs / file))
+            ) if (found := _attribute(self._sysfs / file))
         }  # fmt: skip
+        self._written = _written(self._sysfs)
+        self._mounted = _mounted_writable(self._sysfs, number)
         self.facts: Mapping[str, JsonValue] = {
             "type": "block device", "path": clean(str(path.absolute())), "size": self.size,
-            "device": f"{major}:{minor}", **attributes,
+            "device": number, **attributes, "stamp": _device_stamp(self._sysfs),
+            **({"mounted": list(self._mounted)} if self._mounted else {}),
         }  # fmt: skip
         self.identity: Mapping[str, JsonValue] = {
-            "size": self.size, "device": f"{major}:{minor}", "serial": attributes.get("serial", ""),
+            "size": self.size, "device": number, "serial": attributes.get("serial", ""),
             "backing_file": attributes.get("backing_file", ""),
         }  # fmt: skip
-        self._mounted = _mounted_writable(major, minor)
-
-    def readinto(self, view: memoryview, offset: int) -> int:
-        """See `ImageSource.readinto`."""
-        return os.preadv(self._fd, [view], offset)
 
     def next_data(self, offset: int) -> int:
         """Every byte of a device is read; zeros are recognised afterwards."""
@@ -174,19 +206,25 @@ class BlockDevice:
 
     def changes(self) -> list[str]:
         """See `Source.changes`."""
-        found = []
-        if self._mounted:
-            found.append(f"is mounted writable at {self._mounted}: not the state of one moment")
+        found = [
+            f"{where}: not the state of one moment"
+            for where in {
+                **self._mounted,
+                **_mounted_writable(self._sysfs, str(self.facts["device"])),
+            }
+        ]
         try:
             size = os.lseek(self._fd, 0, os.SEEK_END)
         except OSError as e:
             return [*found, f"no longer answers ({e.strerror})"]
         if size != self.size:
             found.append(f"size was {self.size}, is {size} bytes")
+        if _written(self._sysfs) != self._written:
+            found.append("was written to while it was read: not the state of one moment")
         return found
 
 
-class SplitImage:
+class SplitImage(Closing):
     """A raw image cut into numbered files, read as one."""
 
     method = "pread(2) of the parts in order, as one image"
@@ -233,12 +271,17 @@ class SplitImage:
             offset = start + part.size
         return self.size
 
+    def close(self) -> None:
+        """See `Closing.close`."""
+        for part in self._parts:
+            part.close()
+
     def changes(self) -> list[str]:
         """See `Source.changes`."""
         return [f"{clean(p.path.name)}: {change}" for p in self._parts for change in p.changes()]
 
 
-class StandardInput:
+class _Piped(Closing):
     """Bytes piped in. They cannot be read twice, so an interruption is not resumed."""
 
     method = "read(2) of standard input"
@@ -252,17 +295,37 @@ class StandardInput:
         self.text = text
         self.facts: Mapping[str, JsonValue] = {"type": "stream"}
 
-    def readinto(self, view: memoryview) -> int:
-        """See `StreamSource.readinto`."""
-        return os.readv(0, [view])
-
     def changes(self) -> list[str]:
         """A stream leaves nothing to compare with."""
         return []
 
 
+class StandardInput(_Piped):
+    """Standard input as one image."""
+
+    def readinto(self, view: memoryview) -> int:
+        """See `StreamSource.readinto`."""
+        return os.readv(0, [view])
+
+
+class PipedFile(_Piped):
+    """Standard input as a set of one file named `stdin`."""
+
+    def members(self) -> Iterator[Member]:
+        """See `SetSource.members`."""
+        yield Member(b"stdin", {"type": "stream"}, self._chunks)
+
+    def _chunks(self) -> Iterator[bytes]:
+        while chunk := os.read(0, _CHUNK):
+            yield chunk
+
+    def skipped(self) -> list[str]:
+        """A stream is taken to its end, or the file is in error."""
+        return []
+
+
 @dataclass
-class Directory:
+class Directory(Closing):
     """Every file below a directory, or one file of it. Links and special files are only named."""
 
     root: Path
@@ -377,6 +440,9 @@ class Directory:
     def changes(self) -> list[str]:
         """See `Source.changes`."""
         return list(self._changed)
+
+
+AnySource = RawFile | BlockDevice | SplitImage | StandardInput | PipedFile | Directory
 
 
 def split_parts(first: Path) -> list[Path]:
@@ -543,17 +609,80 @@ def _attribute(path: Path) -> str:
         return ""
 
 
-def _mounted_writable(major: int, minor: int) -> str:
-    """Return where a device is mounted writable, or ""."""
+def _device_stamp(sysfs: Path) -> str:
+    """Return a text that differs once a device may have been written to.
+
+    The kernel counts completed writes and discards since boot, and gives each disk a new `diskseq`
+    when it is attached or its medium changes. A write to a partition counts for its disk, but one
+    to the disk does not count for the partition it falls into: so it is the disk's that count.
+    What lies below a loop device can be written without it: there its backing file counts too.
+
+    Without counters the text is never the same twice: nothing says that nothing was written.
+    """
+    disk = sysfs.parent if (sysfs / "partition").exists() else sysfs
+    boot, written = _attribute(Path("/proc/sys/kernel/random/boot_id")), _written(disk)
+    if not boot or not written or _attribute(disk / "queue/iostats") != "1":
+        return f"not known: no write counters ({time.time_ns()})"
+    stamp = f"boot {boot} diskseq {_attribute(disk / 'diskseq') or '-'} {written}"
+    if not (disk / "loop").is_dir():
+        return stamp
     try:
-        table = Path("/proc/self/mountinfo").read_text()
+        below = Path((disk / "loop/backing_file").read_text().rstrip("\n")).stat()
     except OSError:
+        return f"not known: the backing file is not to be seen ({time.time_ns()})"
+    return f"{stamp} below {below.st_dev}:{below.st_ino} {below.st_mtime_ns}"
+
+
+def _written(sysfs: Path) -> str:
+    """Return the sectors written and discarded since boot, or "" if they are not counted."""
+    counters = _attribute(sysfs / "stat").split()
+    if len(counters) < 11:
         return ""
+    return f"written {counters[6]} discarded {counters[13] if len(counters) > 13 else 0}"
+
+
+def _mounted_writable(sysfs: Path, number: str) -> dict[str, None]:
+    """Return "is mounted writable at …" of a device, and "its partition …" of what lies on it."""
+    try:
+        table = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
+    except OSError:
+        return {}
+    names = {number: ""}
+    waiting = [sysfs]
+    while waiting:
+        place = waiting.pop()
+        # Partitions are directories below their disk; LVM, dm-crypt and MD hold what they lie on.
+        above = [("partition", p.parent) for p in place.glob("*/partition")]
+        above += [("holder", p.resolve()) for p in place.glob("holders/*")]
+        for kind, inner in above:
+            found = _attribute(inner / "dev")
+            if found and found not in names:
+                names[found] = f"its {kind} {clean(inner.name)} "
+                waiting.append(inner)
+    return {
+        f"{names[mounted]}is mounted writable at {clean(where)}": None
+        for mounted, where in _writable_mounts(table) if mounted in names
+    }  # fmt: skip
+
+
+def _writable_mounts(table: str) -> Iterator[tuple[str, str]]:
+    """Yield (major:minor, mount point) of what a mountinfo table shows to be writable.
+
+    A file system that is mounted read-only in one place is writable if its superblock is.
+    """
     for line in table.splitlines():
-        fields = line.split(" ")
-        if fields[2] == f"{major}:{minor}" and "rw" in fields[5].split(","):
-            return clean(fields[4])
-    return ""
+        fields, _, rest = line.partition(" - ")
+        mount, super_ = fields.split(" "), rest.split(" ")
+        if len(mount) < 6 or len(super_) < 3 or "rw" not in super_[2].split(","):
+            continue
+        number = mount[2]
+        if number.startswith("0:") and super_[1].startswith("/"):  # btrfs has no device number
+            try:
+                device = Path(super_[1]).stat()
+            except OSError:
+                continue
+            number = f"{os.major(device.st_rdev)}:{os.minor(device.st_rdev)}"
+        yield number, re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), mount[4])
 
 
 def _shown(name: bytes) -> str:

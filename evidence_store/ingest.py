@@ -158,10 +158,21 @@ class Ingest:
         if unfinished:
             fields["note"] = "continues an acquisition that did not end"
         elif before and not self.again:
-            fields["note"] = f"this source was taken as {before[-1]} and has changed since"
+            fields["note"] = self._since(before[-1])
         logged = self.case.record(lambda: Draft("acquire.started", fields))
         assert logged is not None  # noqa: S101
         return logged.event.seq
+
+    def _since(self, before: str) -> str:
+        if self.source.facts.get("type") != "block device":
+            return f"this source was taken as {before} and has changed since"
+        # The counters in a device's stamp begin anew with each boot: they cannot tell more.
+        then, now = self.case.manifest(before).source.get("stamp"), self.source.facts.get("stamp")
+        return clean(
+            f"this device was taken as {before} and may have been written to since; its stamp was "
+            f"{then}; is {now}",
+            512,
+        )
 
     def _take(self, item_id: str) -> tuple[Taken, str]:
         backend, prefix = self.case.store.backend, self.case.item_prefix(item_id)

@@ -46,8 +46,10 @@ def ingest(
     checked(case_id)
     session = options.session
     case = options.open_store(writing=True).case(case_id)
-    source = open_source(path, kind, text=text, store=session.local_root())
-    with options.progress(f"{case_id} {source.text}") as progress:
+    with (
+        open_source(path, kind, text=text, store=session.local_root()) as source,
+        options.progress(f"{case_id} {source.text}") as progress,
+    ):
         done = case.ingest(
             cast("Kind", kind), source, again=again, linear=linear, digests=digests,
             workers=session.settings.workers, read_back=read_back, progress=progress,

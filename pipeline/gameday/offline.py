@@ -217,10 +217,10 @@ class OfflineGameDay:
 
     def _ingest(self, name: str, disk: Path) -> None:
         with self.card.step(f"ingest {name}") as step:
-            source = open_source(str(disk), "disk", text=name)
-            done = self.case.ingest("disk", source, progress=self.progress(f"ingest {name}"))
-            must(done.manifest.result == "ok", "the item has gaps")
-            again = self.case.ingest("disk", open_source(str(disk), "disk", text=name))
+            with open_source(str(disk), "disk", text=name) as source:
+                done = self.case.ingest("disk", source, progress=self.progress(f"ingest {name}"))
+                must(done.manifest.result == "ok", "the item has gaps")
+                again = self.case.ingest("disk", source)
             must(again.existing, "the same source was taken twice")
             self.case.seal(self._checkpoint_key)
             step.detail = f"{done.item_id}, sha256 {(done.manifest.content or {}).get('sha256')}"

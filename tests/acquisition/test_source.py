@@ -505,6 +505,15 @@ PIPE = (
 )
 
 
+PIPE_SET = (
+    "import sys; from pathlib import Path; from tests.evidence_store import kit\n"
+    "from acquisition.source import open_source\n"
+    "world = kit.make_world(Path(sys.argv[1]))\n"
+    "made = world.case.ingest(sys.argv[2], open_source('-', sys.argv[2])).manifest\n"
+    "print(made.layout, made.result, made.members.count)\n"
+)
+
+
 def test_standard_input_is_taken_to_its_end(tmp_path):
     import hashlib
 
@@ -518,10 +527,183 @@ def test_standard_input_is_taken_to_its_end(tmp_path):
     assert kit.verify(tmp_path / "store").findings == []
 
 
+@pytest.mark.parametrize("kind", ["logs", "record"])
+def test_standard_input_is_a_set_of_one_where_a_file_would_be(tmp_path, kind):
+    done = subprocess.run(
+        [sys.executable, "-c", PIPE_SET, str(tmp_path / "store"), kind], input=b"line\n" * 1000,
+        capture_output=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.decode().split() == ["set", "ok", "1"]
+    (stored,) = (tmp_path / "store").rglob("E0001/data/*")
+    assert stored.read_bytes() == b"line\n" * 1000
+    (listed,) = (tmp_path / "store").rglob("members.jsonl")
+    assert '"name": "stdin"' in listed.read_text()
+    assert kit.verify(tmp_path / "store").findings == []
+
+
+@pytest.mark.parametrize("kind", ["disk", "logs"])
+def test_a_closed_source_holds_no_descriptor_and_reads_no_more(tmp_path, kind):
+    put_parts(tmp_path, "disk", ["001", "002"])
+    before = os.listdir("/proc/self/fd")  # noqa: PTH208
+    with open_source(str(tmp_path / "disk.001"), kind) as source:
+        assert source.changes() == []
+    source.close()
+    assert os.listdir("/proc/self/fd") == before  # noqa: PTH208
+    if kind == "disk":
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            source.readinto(memoryview(bytearray(10)), 0)
+
+
+def test_a_refused_source_holds_no_descriptor(tmp_path):
+    (tmp_path / "disk.vhdx").write_bytes(b"vhdxfile" + bytes(100))
+    before = os.listdir("/proc/self/fd")  # noqa: PTH208
+    with pytest.raises(UnsupportedSourceError):
+        open_source(str(tmp_path / "disk.vhdx"), "disk")
+    assert os.listdir("/proc/self/fd") == before  # noqa: PTH208
+
+
 def test_a_terminal_is_not_evidence(monkeypatch):
     monkeypatch.setattr(os, "isatty", lambda _fd: True)
     with pytest.raises(AcquisitionError, match="terminal"):
         StandardInput("x")
+
+
+def test_writable_mounts_are_those_of_a_writable_superblock():
+    table = (
+        "29 1 259:1 / /data rw,noatime - ext4 /dev/vda1 rw\n"
+        "30 1 259:2 / /bound ro - ext4 /dev/vda2 rw,errors=remount-ro\n"
+        "31 1 259:3 / /read\\040only ro shared:1 - xfs /dev/vda3 ro\n"
+        "32 1 0:40 / /btrfs rw - btrfs /dev/nothing-of-this-name rw\n"
+        "33 1 0:5 / /proc rw - proc proc rw\n"
+        "34 1 259:4 / /a\\040b\\134c rw - ext4 /dev/vda4 rw\n"
+        "cut off\n"
+    )
+    assert list(module._writable_mounts(table)) == [
+        ("259:1", "/data"), ("259:2", "/bound"), ("0:5", "/proc"), ("259:4", "/a b\\c"),
+    ]  # fmt: skip
+
+
+def test_a_device_stamp_speaks_of_the_whole_disk_and_admits_what_it_cannot_tell(tmp_path):
+    disk, part = tmp_path / "vda", tmp_path / "vda/vda1"
+    (disk / "queue").mkdir(parents=True)
+    part.mkdir()
+    (part / "partition").write_text("1\n")
+    (disk / "diskseq").write_text("9\n")
+    (disk / "queue/iostats").write_text("1\n")
+
+    def count(sectors, discarded=0):
+        counters = [1, 0, 8, 1, 2, 0, sectors, 3, 0, 4, 5, 6, 0, discarded, 0, 0, 0]
+        (disk / "stat").write_text(" ".join(map(str, counters)))
+
+    count(100)
+    first = module._device_stamp(part)
+    assert first == module._device_stamp(disk)
+    assert " diskseq 9 written 100 discarded 0" in first
+    for change in ((108, 0), (100, 8)):
+        count(*change)
+        assert module._device_stamp(part) != first
+    count(100)
+    assert module._device_stamp(part) == first
+    (disk / "diskseq").write_text("10\n")
+    assert module._device_stamp(part) != first
+    (disk / "queue/iostats").write_text("0\n")  # the kernel no longer counts
+    assert module._device_stamp(part).startswith("not known")
+    assert module._device_stamp(part) != module._device_stamp(part)
+
+
+@pytest.fixture
+def loop(tmp_path, need_tool):
+    """Attach an image as a loop device, writable; partitions by `addpart` (start, sectors)."""
+    attached = []
+
+    def attach(image, *parts):
+        done = subprocess.run([need_tool("losetup"), "--find", "--show", image], check=False,
+                              capture_output=True, text=True)  # fmt: skip
+        if done.returncode:
+            pytest.skip(f"no loop device: {done.stderr.strip()}")
+        device = done.stdout.strip()
+        attached.append(device)
+        for n, (start, length) in enumerate(parts, 1):
+            subprocess.run([need_tool("addpart"), device, str(n), str(start), str(length)],
+                           check=True)  # fmt: skip
+        return device
+
+    yield attach
+    for device in attached:
+        subprocess.run([need_tool("partx"), "--delete", device], check=False, capture_output=True)
+        subprocess.run([need_tool("losetup"), "--detach", device], check=True)
+
+
+@pytest.mark.chaos
+@pytest.mark.skipif(os.geteuid() != 0, reason="attaches a loop device")
+def test_a_device_that_was_written_to_is_not_passed_off_as_taken(tmp_path, loop):
+    image = tmp_path / "disk.img"
+    image.write_bytes(pattern(8 * SEGMENT))
+    device = loop(image)
+    world = kit.make_world(tmp_path / "store")
+
+    def take():
+        with open_source(device, "disk") as source:
+            return world.case.ingest("disk", source, segment_size=SEGMENT)
+
+    first = take()
+    assert first.manifest.result == "ok"
+    assert take().existing
+    with Path(device).open("r+b") as f:
+        f.seek(4096)
+        f.write(b"written" * 1000)
+    again = take()
+    assert (again.item_id, again.existing, again.manifest.result) == ("E0002", False, "ok")
+    assert again.manifest.image_root != first.manifest.image_root
+    notes = [e.note or "" for e in world.case.ledger.events]
+    assert any("taken as E0001 and may have been written to since" in note for note in notes)
+    with image.open("r+b") as f:  # below the device, where its counters do not see it
+        f.write(b"other")
+    os.utime(image, ns=(1, 1))
+    assert take().item_id == "E0003"
+    assert take().existing
+
+
+@pytest.mark.chaos
+@pytest.mark.skipif(os.geteuid() != 0, reason="attaches a loop device")
+def test_a_device_written_to_while_it_is_read_is_told(tmp_path, loop):
+    image = tmp_path / "disk.img"
+    image.write_bytes(pattern(SEGMENT))
+    device = loop(image)
+    with open_source(device, "disk") as source:
+        read_all(source)
+        assert source.changes() == []
+        with Path(device).open("r+b", buffering=0) as f:
+            f.write(b"written" * 1000)
+            os.fsync(f.fileno())
+        assert source.changes() == ["was written to while it was read: not the state of one moment"]
+
+
+@pytest.mark.chaos
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a loop device")
+def test_a_mounted_partition_of_a_whole_disk_is_told(tmp_path, loop, need_tool):
+    image, point = tmp_path / "disk.img", tmp_path / "mount point"
+    with image.open("wb") as f:
+        f.truncate(32 << 20)
+    point.mkdir()
+    device = loop(image, (2048, 20480), (30720, 20480))
+    part = f"{device}p1"
+    subprocess.run([need_tool("mke2fs"), "-q", "-F", part], check=True)
+    subprocess.run([need_tool("mount"), part, point], check=True)
+    try:
+        with open_source(device, "disk") as source:
+            wanted = f"its partition {Path(part).name} is mounted writable at {point}"
+            assert source.facts["mounted"] == [wanted]
+            assert source.changes()[0] == f"{wanted}: not the state of one moment"
+        with open_source(part, "disk") as source:
+            assert source.facts["mounted"] == [f"is mounted writable at {point}"]
+        with open_source(f"{device}p2", "disk") as source:
+            assert "mounted" not in source.facts
+            assert source.changes() == []
+    finally:
+        subprocess.run([need_tool("umount"), point], check=True)
+    with open_source(device, "disk") as source:
+        assert "mounted" not in source.facts
 
 
 @pytest.mark.chaos
