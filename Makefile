@@ -64,7 +64,8 @@ bench: $(VENV)/.dev  ## Ours and the peer tool alternating in one run (make deps
 deps:  ## Debian packages for the slow tests and benchmarks (root).
 	apt-get update -q
 	DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends \
-	  python3-venv e2fsprogs xfsprogs ntfs-3g dosfstools mtools fdisk strace openssl dash zstd \
+	  python3-venv e2fsprogs xfsprogs ntfs-3g dosfstools mtools \
+	  exfatprogs exfat-fuse fdisk strace openssl dash zstd \
 	  chromium poppler-utils sleuthkit ewf-tools dc3dd shellcheck
 
 lock: $(VENV)/.python  ## Renew constraints.txt.

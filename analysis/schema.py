@@ -46,9 +46,10 @@ SHA256_STATES = (
 )
 """Values of `files.sha256_state`; `sha256` is set if and only if it is "ok".
 
-unreadable: a part of the content lies outside the image, could not be read, or its block map is
-damaged (the kernel would answer EIO). too-large: more logical bytes than the walk may hash, always
-with a coverage row. encrypted: only ciphertext is at hand.
+unreadable: a part of the content lies outside the image, could not be read, its block map or its
+compression is damaged (the kernel would answer EIO), or a filter driver keeps it elsewhere.
+too-large: more logical bytes than the walk may hash, always with a coverage row. encrypted: only
+ciphertext is at hand.
 """
 
 COVERAGE_WHAT = (

@@ -5,8 +5,11 @@ Invariants:
 
 * One row per name, one more per NTFS alternate data stream. Deleted names and the files of TSK's
   $OrphanFiles are rows; TSK's other inventions ($MBR, $FAT1, …) are not.
-* NTFS content comes from TSK, which honours initialised sizes, compression and sparse runs. FAT
-  content is read by cluster run; exFAT beyond its valid data length reads as zeros.
+* NTFS content comes from TSK, which honours initialised sizes, compression and sparse runs; each
+  compression unit is checked here first, since TSK gives content for damaged ones too. What a
+  filter driver keeps elsewhere (WOF, deduplication, cloud files) is not hashed: its data attribute
+  holds zeros.
+* FAT content is read by cluster run; exFAT beyond its valid data length reads as zeros.
 * FAT keeps local times without a zone. They are given as if they were UTC, whatever the TZ of this
   process, and one gap says so.
 * mode, uid and gid are null: these file systems have none, and TSK's are made up.
@@ -17,11 +20,14 @@ from __future__ import annotations
 import calendar
 import hashlib
 import time
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import pytsk3
 
 from analysis.image import TskImage
+from analysis.walk import lznt1
 from analysis.walk.content import EMPTY, HOLE, Content, Extent, broken, laid_out
 from analysis.walk.rows import (
     MAX_DEPTH,
@@ -49,9 +55,27 @@ _PIECE = 1 << 20
 _EPOCH_1601 = 116_444_736_000_000_000  # 1970 in 100 ns since 1601
 _SI = pytsk3.TSK_FS_ATTR_TYPE_NTFS_SI
 _DATA = int(pytsk3.TSK_FS_ATTR_TYPE_NTFS_DATA)
+_REPARSE = int(pytsk3.TSK_FS_ATTR_TYPE_NTFS_REPARSE)
+_LOGGED = int(pytsk3.TSK_FS_ATTR_TYPE_NTFS_LOG)
 _NAME_LIVE = int(pytsk3.TSK_FS_NAME_FLAG_ALLOC)
 _META_LIVE = int(pytsk3.TSK_FS_META_FLAG_ALLOC)
 _RESIDENT, _ENCRYPTED = int(pytsk3.TSK_FS_ATTR_RES), int(pytsk3.TSK_FS_ATTR_ENC)
+_COMPRESSED = int(pytsk3.TSK_FS_ATTR_COMP)
+_UNIT = 16  # clusters of a compression unit: Windows and ntfs-3g know no other
+# [MS-FSCC] 2.1.2.1. Files with these tags have their content in the data attribute, or none.
+_PLAIN_TAGS = {
+    0xA0000003,  # mount point
+    0xA000000C,  # symbolic link
+    0xA000001D,  # symbolic link of WSL
+    0x80000023,  # socket
+    0x80000024,  # fifo of WSL
+    0x80000025,  # character device of WSL
+    0x80000026,  # block device of WSL
+    0x8000001B,  # alias of an app
+}
+_FILTERS = {0x80000017: "WOF compression", 0x80000013: "data deduplication"}
+_CLOUD = 0x9000001A  # bits 12 to 15 vary
+_NOT_HERE = 0x1000 | 0x40000 | 0x400000  # FILE_ATTRIBUTE_OFFLINE, RECALL_ON_OPEN, _ON_DATA_ACCESS
 _HOLE_RUN = int(pytsk3.TSK_FS_ATTR_RUN_FLAG_SPARSE) | int(pytsk3.TSK_FS_ATTR_RUN_FLAG_FILLER)
 _KINDS = {
     int(pytsk3.TSK_FS_TYPE_NTFS): "ntfs",
@@ -211,8 +235,13 @@ class TskWalk:
         link = meta.link
         target = None if not link else text(bytes(link))[0].replace("\\x2f", "/")
         streams: list[tuple[str | None, Any]] = []
+        elsewhere, encrypted = "", False
         for one in attributes:
             if self._ntfs and int(one.info.type) != _DATA:
+                if int(one.info.type) == _REPARSE:
+                    elsewhere = _filtered(entry, one)
+                elif int(one.info.type) == _LOGGED and one.info.name == b"$EFS":
+                    encrypted = True
                 continue
             label = one.info.name if self._ntfs else None
             if label:
@@ -227,7 +256,11 @@ class TskWalk:
             if one is not None and (stream is not None or not self._ntfs):
                 size = int(one.info.size) if self._ntfs else size
             if live and sha256_state == "deleted":
-                if one is None and size:
+                if encrypted and size:
+                    sha256_state = "encrypted"
+                elif stream is None and size and elsewhere:
+                    content, sha256_state = broken(size, 0, elsewhere), ""
+                elif one is None and size:
                     content = broken(size, 0, failed[0] if failed else "no data attribute")
                     sha256_state = ""
                 else:
@@ -283,8 +316,10 @@ class TskWalk:
         if not extents:
             return "", Content(size, 0, []), None
         kind, number = one.info.type, one.info.id
+        units = extents if flags & _COMPRESSED else []
 
         def chunks() -> Iterator[bytes]:
+            self._check_units(units, size)
             try:
                 file = self._fs.open_meta(inode=inum)
                 for at in range(0, size, _PIECE):
@@ -306,6 +341,20 @@ class TskWalk:
             for run in one
             if not int(run.flags) & _HOLE_RUN
         ]
+
+    def _check_units(self, extents: list[Extent], size: int) -> None:
+        """Hold that every compressed unit is sound. Raises: DamagedError, OSError."""
+        whole = _UNIT * self._block
+        pieces = (
+            (start, max(start - logical, 0), min(start + whole - logical, length), physical)
+            for logical, length, physical in extents
+            for start in range(logical // whole * whole, min(logical + length, size), whole)
+        )
+        for start, unit in groupby(pieces, itemgetter(0)):
+            parts = [(end - skip, physical + skip) for _, skip, end, physical in unit]
+            if sum(length for length, _ in parts) < whole:  # a full one is stored as it is
+                raw = b"".join(self._image.pread(length, at) for length, at in parts)
+                lznt1.check(raw, min(whole, size - start))
 
     def _valid(self, extents: list[Extent], inum: int) -> list[Extent]:
         """Cut exFAT runs at the valid data length (exFAT specification §7.6.5)."""
@@ -355,6 +404,21 @@ class TskWalk:
             _both(meta.ctime, meta.ctime_nano),
             _both(meta.crtime, meta.crtime_nano),
         )
+
+
+def _filtered(entry: Any, reparse: Any) -> str:
+    """Return why the content of a file with a reparse point is not in it; "" if it is."""
+    try:
+        tag = int.from_bytes(entry.read_random(0, 4, reparse.info.type, reparse.info.id), "little")
+        facts = entry.read_random(0, 36, _SI, 0)
+    except TSK_ERRORS as error:
+        return f"reparse point: {line(error)}"
+    if tag in _PLAIN_TAGS:
+        return ""
+    if tag & 0xFFFF0FFF == _CLOUD:
+        here = len(facts) == 36 and not int.from_bytes(facts[32:36], "little") & _NOT_HERE
+        return "" if here else f"content is kept in a cloud (reparse tag {tag:#x})"
+    return f"content is kept by {_FILTERS.get(tag, 'a filter driver')} (reparse tag {tag:#x})"
 
 
 def _filetime(value: int) -> int | None:

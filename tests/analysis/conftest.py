@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -148,10 +149,31 @@ class Maker:
         self.run("mkfs.xfs", "-q", "-f", *options, "-p", "proto", path)
         return path
 
-    def ntfs(self, size=8 << 20):
+    def ntfs(self, size=8 << 20, cluster=4096):
         path = self.blank(size)
-        self.run("mkntfs", "-Q", "-F", "-q", path)
+        self.run("mkntfs", "-Q", "-F", "-q", "-c", cluster, path)
         return path
+
+    @contextmanager
+    def mounted(self, image, *mount):
+        """Give a directory in which an image is mounted by a command (…, device, directory)."""
+        if os.geteuid() != 0 or not Path("/dev/fuse").exists():
+            pytest.skip("mounting needs root and FUSE")
+        point = self.where / "mounted"
+        point.mkdir(exist_ok=True)
+        done = subprocess.run([self.tool("losetup"), "--find", "--show", image], check=False,
+                              capture_output=True, text=True)  # fmt: skip
+        if done.returncode:
+            pytest.skip(f"no loop device: {done.stderr.strip()}")
+        device = done.stdout.strip()
+        try:
+            self.run(*mount, device, point)
+            try:
+                yield point
+            finally:
+                self.run("umount", point)
+        finally:
+            self.run("losetup", "--detach", device)
 
     def fat(self, bits, size, *names):
         path = self.where / "image"
