@@ -15,9 +15,12 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import pytsk3
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 SECTOR = 512
 _SMALLEST_GAP = 2 << 20  # alignment gaps below this hold no file system worth a row of their own
@@ -124,6 +127,7 @@ _SIGNATURES = (
     (0, b"\x00\x00\x00\x00ReFS", "refs", "ReFS file system"),
 )
 _PROBE = 65600 + 8
+_EXT_COPIES = (1, *sorted(base**n for base in (3, 5, 7) for n in range(1, 12) if base**n < 65536))
 
 
 def identify(image: Readable, offset: int, length: int) -> tuple[str, str]:
@@ -142,6 +146,33 @@ def identify(image: Readable, offset: int, length: int) -> tuple[str, str]:
     return "", "no known file system, container or encryption header recognised"
 
 
+def ext_backups(image: Readable, offset: int, length: int) -> Iterator[tuple[int, int]]:
+    """Yield (group, its first byte in the image) of each backup of an ext superblock.
+
+    Looked for where mke2fs puts them by default, and believed if it says that it is of that group.
+
+    Source: Linux fs/ext4/super.c ext4_bg_has_super; Documentation/filesystems/ext4 (super).
+    """
+    for log in range(7):
+        block = 1024 << log
+        first = 1 if block == 1024 else 0
+        groups = -(-(length // block - first) // (8 * block))
+        last = {groups - 1} if groups > 1 else set()  # sparse_super2
+        for group in sorted({g for g in _EXT_COPIES if g < groups} | last):
+            at = offset + (group * 8 * block + first) * block
+            try:
+                raw = image.pread(1024, at)
+            except OSError:
+                continue
+            if (
+                raw[56:58] == b"\x53\xef"
+                and int.from_bytes(raw[24:28], "little") == log
+                and int.from_bytes(raw[32:36], "little") == 8 * block
+                and int.from_bytes(raw[90:92], "little") == group
+            ):
+                yield group, at
+
+
 def _is_fat(head: bytes) -> bool:
     # Microsoft FAT specification 1.03: a boot sector without a plausible BPB is not FAT.
     if len(head) < SECTOR or head[510:512] != b"\x55\xaa":
@@ -155,6 +186,14 @@ def _is_fat(head: bytes) -> bool:
         and copies in (1, 2)
         and (media == 0xF0 or media >= 0xF8)
     )
+
+
+def _named(image: Readable, offset: int, length: int) -> tuple[str, str]:
+    """As `identify`; an ext file system is also known by a backup of its superblock."""
+    kind, reason = identify(image, offset, length)
+    if not kind and next(ext_backups(image, offset, length), None):
+        return "ext", ""
+    return kind, reason
 
 
 def volumes(image: Readable, notes: list[str] | None = None) -> list[Volume]:
@@ -175,6 +214,7 @@ def volumes(image: Readable, notes: list[str] | None = None) -> list[Volume]:
             notes.append("partition table names only places outside the image")
         parts = []
     if not parts:
+        kind, reason = _named(image, 0, image.size)
         whole = Volume(0, "", 0, image.size, "whole image", kind, reason)
         return [whole] if image.size else []
 
@@ -186,7 +226,7 @@ def volumes(image: Readable, notes: list[str] | None = None) -> list[Volume]:
     for offset, length, name, description in sorted(parts):
         if offset - done >= _SMALLEST_GAP:
             found.append(_gap(image, done, offset))
-        what = identify(image, offset, length) if offset < image.size else ("", "")
+        what = _named(image, offset, length) if offset < image.size else ("", "")
         if offset >= image.size:
             what = "", "lies beyond the end of the image"
         elif offset < done:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from threading import Lock
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,9 @@ WHOLE: Sequence[Extent] = ((0, 1 << 63, 0),)
 """`Content.extents` of the frequent file that is one run from `start`; saves a list for each."""
 
 EMPTY = hashlib.sha256(b"").hexdigest()
+
+MOST_EXTENTS = 1 << 20
+"""Extents that a file may have; more are damage."""
 
 _CHUNK = 1 << 20  # larger ones cost page faults: glibc maps them anew each time
 _NEAR = 64 << 10  # reading over a gap of this size is cheaper than a second read
@@ -79,6 +83,13 @@ def laid_out(size: int, extents: list[Extent], otherwise: int) -> Content:
         if logical == 0 and length >= size and physical != HOLE:
             return Content(size, physical, WHOLE)
     return Content(size, extents[0][2] if extents else otherwise, extents)
+
+
+def in_order(extents: list[Extent]) -> list[Extent]:
+    """Return `extents` if each begins after the one before it ends. Raises: DamagedError."""
+    if any(a[0] + a[1] > b[0] for a, b in pairwise(extents)):
+        raise DamagedError("extents overlap or are out of order")
+    return extents
 
 
 def broken(size: int, start: int, reason: str) -> Content:

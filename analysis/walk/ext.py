@@ -30,19 +30,8 @@ from analysis.walk.ext_disk import (
     REGULAR,
     Super,
 )
-from analysis.walk.rows import (
-    MAX_DEPTH,
-    MAX_PATH,
-    ORPHANS,
-    Entry,
-    Place,
-    bare_name,
-    below,
-    file_type,
-    guarded,
-    line,
-    text,
-)
+from analysis.walk.rows import Entry, bare_name, file_type, line
+from analysis.walk.tree import ORPHANS, Descent, Place, below, guarded, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,7 +54,7 @@ class ExtWalk:
     def __init__(self, image: Readable, volume: Volume) -> None:
         self._image = image
         self._volume = volume
-        self.super = Super(image, volume.offset)
+        self.super = Super(image, volume.offset, volume.length)
         self.kind = self.super.kind
         self._seen = bytearray()
 
@@ -80,28 +69,25 @@ class ExtWalk:
         if sb.incompat & 0x8:
             out.gap("file-system", "this is a journal device, it holds no files")
             return
-        size = sb.blocks * sb.block
-        if self._volume.offset + size > self._image.size:
-            there = max(self._image.size - self._volume.offset, 0)
-            out.gap(
-                "file-system",
-                "the image ends before the file system does",
-                offset=self._image.size,
-                length=min(size - there, (1 << 63) - 1),
-            )
+        out.truncated(self._image.size, self._volume.offset + sb.blocks * sb.block)
         scan = sb.inodes * sb.inode_size <= self._image.size
         self._seen = bytearray(sb.inodes // 8 + 1 if scan else 0)
-        self._names(out)
+        root = Place(_ROOT, "", None, 0)
+        descent = Descent(out, _ROOT, f"too deep to be entered here; it is in {ORPHANS}")
+        before = out.gaps
+        inode = self._name(out, root, b"", _ROOT, live=True)
+        self._names(out, descent, [(root, inode)] if inode else [])
         if scan:
+            if out.gaps > before:  # a directory may have been among what could not be read
+                self._lost_trees(out, descent)
             self._unnamed(out)
         else:
             out.gap("file-system", f"{sb.inodes} inodes cannot exist in this image; not scanned")
+        for reason in sb.restored:
+            out.gap("file-system", reason)
 
-    def _names(self, out: Recorder) -> None:
-        entered = {_ROOT}
-        root = Place(_ROOT, "", None, 0)
-        inode = self._name(out, root, b"", _ROOT, live=True)
-        stack = [(root, inode)] if inode else []
+    def _names(self, out: Recorder, descent: Descent, stack: list[tuple[Place, Inode]]) -> None:
+        """Record what lies below the directories in `stack`."""
         while stack:
             place, inode = stack.pop()
             inner = []
@@ -111,23 +97,46 @@ class ExtWalk:
                 child = self._name(out, place, raw, inum, live=live)
                 if child is None:
                     continue
-                _, path, path_raw = below(place, raw)
-                if inum in entered:
-                    if live:
-                        out.gap("directory", f"inode {inum} is a directory already entered",
-                                path=path, kind="loop")  # fmt: skip
-                elif place.depth >= MAX_DEPTH or len(path) > MAX_PATH:
-                    out.gap("directory", "too deep to be entered; its files are orphans here",
-                            path=path[:MAX_PATH], kind="too deep")  # fmt: skip
-                else:
-                    entered.add(inum)
-                    inner.append((Place(inum, path, path_raw, place.depth + 1), child))
+                entered = descent.enter(place, raw, inum, live=live)
+                if entered:
+                    inner.append((entered, child))
             for reason in failed:
                 out.gap("directory", reason, path=place.path or "/", kind="damaged directory")
             stack += reversed(inner)
 
+    def _lost_trees(self, out: Recorder, descent: Descent) -> None:
+        """Record directories that lost their names, each with what lies below it."""
+        parents: dict[int, int] = {}
+        for group in range(self._scanned_groups()):
+            found = guarded(self._unnamed_in(group), [], (DamagedError, OSError))
+            for inum, inode in found:  # what cannot be read is told by `_unnamed`
+                if inode.used and inode.mode & 0xF000 == DIRECTORY:
+                    parents[inum] = self.super.parent(inode)
+        orphans = Place(0, ORPHANS, None, 1)
+        # Those whose parent is lost too come below it; a loop of them is cut where it is met.
+        for inum in sorted(parents, key=lambda one: (parents[one] in parents, one)):
+            if inum in descent:
+                continue
+            raw = b"OrphanFile-%d" % inum
+            top = self._name(out, orphans, raw, inum, live=True, state="orphan")
+            entered = descent.enter(orphans, raw, inum)
+            if top and entered:
+                self._names(out, descent, [(entered, top)])
+
+    def _scanned_groups(self) -> int:
+        sb = self.super
+        groups: int = min(sb.groups, -(-sb.inodes // sb.inodes_per_group))
+        return groups
+
     def _name(
-        self, out: Recorder, place: Place, raw: bytes, inum: int, *, live: bool
+        self,
+        out: Recorder,
+        place: Place,
+        raw: bytes,
+        inum: int,
+        *,
+        live: bool,
+        state: str = "allocated",
     ) -> Inode | None:
         """Record one name; return its inode if it is a directory to enter."""
         name, path, path_raw = below(place, raw)
@@ -137,7 +146,7 @@ class ExtWalk:
         except (DamagedError, OSError) as error:
             if live:
                 out.gap("inode", line(error), path=path, kind="damaged inode")
-        state = "allocated" if live else "deleted"
+        state = state if live else "deleted"
         if inode and not live and inode.used:
             # Another file has the inode now: its facts are not facts about this name.
             inode, state = None, "reallocated"
@@ -236,8 +245,7 @@ class ExtWalk:
 
     def _unnamed(self, out: Recorder) -> None:
         """Record inodes that no name led to: unlinked but in use, lost, or freed."""
-        sb = self.super
-        for group in range(min(sb.groups, -(-sb.inodes // sb.inodes_per_group))):
+        for group in range(self._scanned_groups()):
             failed: list[str] = []
             unnamed = guarded(self._unnamed_in(group), failed, (DamagedError, OSError))
             for inum, inode in unnamed:

@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import struct
 from collections import OrderedDict
-from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
-from analysis.walk.content import HOLE, DamagedError, Extent
+from analysis.image import ext_backups
+from analysis.walk.content import HOLE, MOST_EXTENTS, DamagedError, Extent, in_order
+from analysis.walk.crc import crc16, crc32c
+from analysis.walk.rows import line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,7 +43,6 @@ REGULAR, DIRECTORY, LINK = 0x8000, 0x4000, 0xA000
 """Types in i_mode."""
 
 _UNWRITTEN = 0x8000  # ee_len above it: initialised length is zero
-_MOST_EXTENTS = 1 << 20
 _CACHE = 256
 _CACHE_BYTES = 64 << 10
 _SECOND = 1_000_000_000
@@ -68,14 +69,45 @@ class Inode(NamedTuple):
 class Super:
     """Superblock and group descriptors of the ext file system at `offset` in `image`.
 
+    Where the primary ones are damaged, backups are used.
+
+    Attributes:
+        restored: sentences that say which backups were used, and what that means.
+
     Raises: DamagedError if they describe no file system; OSError if they cannot be read.
     """
 
-    def __init__(self, image: Readable, offset: int) -> None:
-        raw = image.pread(1024, offset + 1024)
+    def __init__(self, image: Readable, offset: int, length: int) -> None:
+        self.image, self.offset = image, offset
+        self.restored: list[str] = []
+        self.is_backup = False
+        try:
+            self._decode(image.pread(1024, offset + 1024))
+        except (DamagedError, OSError) as error:
+            if not self._restore(length, line(error)):
+                raise
+        self._descriptors: dict[int, list[tuple[bytes, bool]]] = {}
+        self._tables: OrderedDict[int, bytes] = OrderedDict()
+        self._groups: dict[int, tuple[int, bytes]] = {}
+
+    def _restore(self, length: int, reason: str) -> bool:
+        """Use the first sound backup of the superblock, if there is one."""
+        for group, at in ext_backups(self.image, self.offset, length):
+            try:
+                self._decode(self.image.pread(1024, at))
+            except (DamagedError, OSError):
+                continue
+            self.is_backup = True
+            self.restored.append(
+                f"the superblock is not usable ({reason}): its backup in group {group}, at byte "
+                f"{at}, was used; whether the journal was replayed is not known"
+            )
+            return True
+        return False
+
+    def _decode(self, raw: bytes) -> None:
         if len(raw) < 1024 or raw[56:58] != b"\x53\xef":
             raise DamagedError("no superblock")
-        self.image, self.offset = image, offset
         u32 = struct.Struct("<I").unpack_from
         self.inodes, free = u32(raw, 0)[0], u32(raw, 16)[0]
         self.compat, self.incompat, self.ro_compat = struct.unpack_from("<III", raw, 92)
@@ -99,12 +131,11 @@ class Super:
             raise DamagedError("superblock fields contradict each other")
         self.block = 1024 << log
         self.groups = -(-(self.blocks - self.first_block) // self.per_group)
-        # i_size_high is a size only with large_file; large_dir gives it to directories too.
         self._backups = struct.unpack_from("<II", raw, 0x24C)
         self._first_meta = u32(raw, 0x104)[0]
-        self._descriptors: dict[int, bytes] = {}
-        self._tables: OrderedDict[int, bytes] = OrderedDict()
-        self._groups: dict[int, tuple[int, bytes]] = {}
+        self._uuid = raw[104:120]
+        # s_checksum_seed, or what the kernel would make of the UUID.
+        self._seed = u32(raw, 0x270)[0] if self.incompat & 0x2000 else crc32c(self._uuid)
 
     @property
     def kind(self) -> str:
@@ -115,29 +146,91 @@ class Super:
 
     def descriptor(self, group: int) -> tuple[int, int, int, int]:
         """Return (inode bitmap block, inode table block, flags, unused inodes) of a group."""
-        each = self.block // self.desc_size
-        chunk, slot = divmod(group, each)
-        raw = self._descriptors.get(chunk)
-        if raw is None:
-            # fs/ext4/super.c descriptor_loc: the superblock is in block 1 only if blocks are 1 KiB
-            where = (self.block == 1024) + 1 + chunk
-            if self.incompat & 0x10 and chunk >= self._first_meta:  # meta_bg
-                first = chunk * each
-                where = self.first_block + first * self.per_group + self._has_super(first)
-                where += self.block == 1024 and not chunk and not self.first_block
-            raw = self._descriptors[chunk] = self._read(where * self.block, self.block)
-        raw = raw[slot * self.desc_size : (slot + 1) * self.desc_size]
-        if len(raw) < self.desc_size:
+        chunk, slot = divmod(group, self.block // self.desc_size)
+        chosen = self._descriptors.get(chunk)
+        if chosen is None:
+            chosen = self._descriptors[chunk] = self._load(chunk)
+        if slot >= len(chosen):
             raise DamagedError(f"descriptor of group {group} lies beyond the end of the image")
-        bitmap, table = struct.unpack_from("<4xII", raw, 0)
+        raw, is_backup = chosen[slot]
+        bitmap, table = self._places(raw)
         flags, unused = struct.unpack_from("<H", raw, 18)[0], struct.unpack_from("<H", raw, 28)[0]
+        if self.desc_size >= 64:
+            unused += struct.unpack_from("<H", raw, 50)[0] << 16
+        # Without gdt_csum or metadata_csum these fields mean nothing; in a backup they are those
+        # of the day on which mke2fs made it.
+        if is_backup or not self.ro_compat & 0x410:
+            flags = unused = 0
+        return bitmap, table, flags, unused
+
+    def _places(self, raw: bytes) -> tuple[int, int]:
+        bitmap, table = struct.unpack_from("<4xII", raw, 0)
         if self.desc_size >= 64:
             high_bitmap, high_table = struct.unpack_from("<II", raw, 36)
             bitmap, table = bitmap + (high_bitmap << 32), table + (high_table << 32)
-            unused += struct.unpack_from("<H", raw, 50)[0] << 16
-        if not self.ro_compat & 0x410:  # neither gdt_csum nor metadata_csum: fields mean nothing
-            flags = unused = 0
-        return bitmap, table, flags, unused
+        return bitmap, table
+
+    def _load(self, chunk: int) -> list[tuple[bytes, bool]]:
+        """Return the descriptors in one block of them, each with whether it is from a backup."""
+        each, size = self.block // self.desc_size, self.desc_size
+        first = chunk * each
+        primary, *copies = self._descriptor_blocks(chunk)
+        raw = self._read(primary * self.block, self.block)
+        chosen = [(raw[at : at + size], False) for at in range(0, len(raw) - size + 1, size)]
+        wanted = range(first, min(first + each, self.groups))
+        bad = [g for g in wanted if not self._is_sound(g, chosen[g - first : g - first + 1])]
+        if not bad:
+            return chosen
+        chosen += [(bytes(size), False)] * (each - len(chosen))
+        for block in copies:
+            if not bad:
+                break
+            try:
+                raw = self._read(block * self.block, self.block)
+            except OSError:
+                continue
+            found = {g: (raw[(g - first) * size :][:size], True) for g in bad}
+            good = [g for g in bad if self._is_sound(g, [found[g]])]
+            if good:
+                self.restored.append(
+                    f"descriptors of {len(good)} groups from {good[0]} on are damaged: their "
+                    f"backup in block {block} was used; inodes that were never used may be rows"
+                )
+            for g in good:
+                chosen[g - first] = found[g]
+            bad = [g for g in bad if g not in good]
+        return chosen
+
+    def _descriptor_blocks(self, chunk: int) -> list[int]:
+        """Return where a block of descriptors is, and where its backups are."""
+        # fs/ext4/super.c descriptor_loc: the superblock is in block 1 only if blocks are 1 KiB
+        if self.incompat & 0x10 and chunk >= self._first_meta:  # meta_bg
+            each = self.block // self.desc_size
+            found = []
+            for group in (chunk * each, chunk * each + 1, (chunk + 1) * each - 1):
+                where = self.first_block + group * self.per_group + self._has_super(group)
+                found.append(where + (self.block == 1024 and not group and not self.first_block))
+            return found
+        copies = [g for g in range(1, min(self.groups, 1000)) if self._has_super(g)]
+        return [
+            (self.block == 1024) + 1 + chunk,
+            *(self.first_block + g * self.per_group + 1 + chunk for g in copies[:16]),
+        ]
+
+    def _is_sound(self, group: int, found: list[tuple[bytes, bool]]) -> bool:
+        """Say whether a descriptor names places in the file system and has its checksum."""
+        if not found or len(found[0][0]) < self.desc_size:
+            return False
+        raw = found[0][0]
+        bitmap, table = self._places(raw)
+        if not (0 < bitmap < self.blocks and 0 < table < self.blocks):
+            return False
+        number, told = group.to_bytes(4, "little"), int.from_bytes(raw[30:32], "little")
+        if self.ro_compat & 0x400:  # metadata_csum
+            return crc32c(number + raw[:30] + b"\0\0" + raw[32:], self._seed) & 0xFFFF == told
+        if self.ro_compat & 0x10:  # gdt_csum
+            return crc16(self._uuid + number + raw[:30] + raw[32:]) == told
+        return True
 
     def _has_super(self, group: int) -> bool:
         if self.compat & 0x200:  # sparse_super2
@@ -162,8 +255,29 @@ class Super:
             raise DamagedError(f"inode table of group {group} lies outside the file system")
         size = (self.inodes_per_group + 7) // 8
         bitmap = b"" if flags & 1 or block >= self.blocks else self._read(block * self.block, size)
-        opened = self._groups[group] = self.offset + table * self.block, bitmap.ljust(size, b"\0")
+        bitmap = bitmap.ljust(size, b"\0")
+        if not flags & 1 and not bitmap.strip(b"\0") and (self.restored or not group):
+            bitmap = self._guessed_bitmap(group, self.offset + table * self.block, size)
+        opened = self._groups[group] = self.offset + table * self.block, bitmap
         return opened
+
+    def _guessed_bitmap(self, group: int, table: int, size: int) -> bytes:
+        """Return which inodes look used, where their bitmap is lost: linked, and not deleted."""
+        found = bytearray(size)
+        there = self.inodes * self.inode_size <= self.image.size
+        for n in range(self.inodes_per_group if there else 0):
+            if not n % (_CACHE_BYTES // self.inode_size):
+                raw = self.image.pread(_CACHE_BYTES, table + n * self.inode_size)
+            at = n * self.inode_size % _CACHE_BYTES
+            dtime, links = raw[at + 20 : at + 24], raw[at + 26 : at + 28]
+            if links.strip(b"\0") and not dtime.strip(b"\0"):
+                found[n >> 3] |= 1 << (n & 7)
+        if any(found):
+            self.restored.append(
+                f"inode bitmap of group {group} is lost: linked inodes that were not deleted "
+                "are taken as used"
+            )
+        return bytes(found)
 
     def inode(self, inum: int) -> Inode | None:
         """Return an inode, or None if it was never written.
@@ -225,9 +339,7 @@ class Super:
             found = [one for one in self._leaves(blocks, depth, 4) if one[2] != HOLE]
         else:
             found = self._indirect(blocks, -(-inode.size // size))
-        if any(a[0] + a[1] > b[0] for a, b in pairwise(found)):
-            raise DamagedError("extents overlap or are out of order")
-        return found
+        return in_order(found)
 
     def single(self, inode: Inode) -> int | None:
         """Return where an inode's content begins if it is one written extent: most files are."""
@@ -261,7 +373,7 @@ class Super:
                     _, low, high, _ = _INDEX.unpack_from(node, 12 + 12 * n)
                     children.append(high << 32 | low)
                 read += count
-                if read > _MOST_EXTENTS // 64:
+                if read > MOST_EXTENTS // 64:
                     raise DamagedError("extent tree is larger than any sound one")
                 stack += [
                     (self._block(one), depth - 1, (self.block - 12) // 12)
@@ -277,8 +389,8 @@ class Super:
                     raise DamagedError(f"extent at block {start} lies outside the file system")
                 where = HOLE if unwritten else at + start * self.block
                 found.append((logical * self.block, length * self.block, where))
-            if len(found) > _MOST_EXTENTS:
-                raise DamagedError(f"more than {_MOST_EXTENTS} extents")
+            if len(found) > MOST_EXTENTS:
+                raise DamagedError(f"more than {MOST_EXTENTS} extents")
         return found
 
     def _block(self, number: int) -> bytes:
@@ -304,8 +416,8 @@ class Super:
                 if last + length == logical * size and start + length == where:
                     found[-1] = last, length + size, start
                     return
-            if len(found) >= _MOST_EXTENTS:
-                raise DamagedError(f"more than {_MOST_EXTENTS} extents")
+            if len(found) >= MOST_EXTENTS:
+                raise DamagedError(f"more than {MOST_EXTENTS} extents")
             found.append((logical * size, size, where))
 
         def follow(number: int, level: int, logical: int) -> None:
@@ -367,6 +479,16 @@ class Super:
         for name, inum in dead:
             if (name, inum) not in live:
                 yield name, inum, False
+
+    def parent(self, inode: Inode) -> int:
+        """Return the inode that ".." of a directory names, or 0 if it cannot be read."""
+        try:
+            if inode.flags & INLINE_DATA:
+                return int.from_bytes(inode.blocks[:4], "little")
+            raw = next(self._dir_blocks(inode), (b"", False))[0]
+        except (DamagedError, OSError):
+            return 0
+        return int.from_bytes(raw[12:16], "little") if raw[20:22] == b".." else 0
 
     def _dir_blocks(self, inode: Inode) -> Iterator[tuple[bytes, bool]]:
         """Yield each block of a directory, and whether it may hold an index."""

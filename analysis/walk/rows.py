@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of one volume: names made safe, contents hashed batch by batch, columns handed on.
+"""Rows of one volume: contents hashed batch by batch, columns handed on.
 
 Invariants:
 
@@ -11,27 +11,18 @@ Invariants:
 from __future__ import annotations
 
 import stat
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import pyarrow as pa
 
 from analysis.schema import FILES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from analysis.walk.content import Content, Hasher
 
-_T = TypeVar("_T")
-
 BATCH = 20_000
-MAX_DEPTH = 1024
-MAX_PATH = 32_768
-"""Directories deeper or longer (characters) than this are not entered; it is a gap."""
-
-ORPHANS = "/$OrphanFiles"
-"""Directory, as in TSK, of rows for inodes that have no name."""
-
 _DETAILED = 200
 _CACHED_LINKS = 200_000
 _INT64 = range(-(1 << 63), 1 << 63)
@@ -120,48 +111,6 @@ def bare_name(
     )
 
 
-class Place(NamedTuple):
-    """A directory to enter: its inode, path ("" for the root), true bytes of it, and depth."""
-
-    inode: int
-    path: str
-    raw: bytes | None
-    depth: int
-
-
-def text(raw: bytes) -> tuple[str, bool]:
-    r"""Return `raw` as text, and whether it had to be escaped (see `analysis.schema`).
-
-    >>> text(b"caf\xc3\xa9"), text(b"a/b"), text(b"\xff")
-    (('café', False), ('a\\x2fb', True), ('\\xff', True))
-    """
-    try:
-        found = raw.decode()
-        escaped = False
-    except UnicodeDecodeError:
-        found = raw.decode("utf-8", "backslashreplace")
-        escaped = True
-    if "/" in found or "\0" in found:
-        return found.replace("/", "\\x2f").replace("\0", "\\x00"), True
-    return found, escaped
-
-
-def below(place: Place, raw: bytes) -> tuple[str, str, bytes | None]:
-    """Return (name, path, path_raw) of the entry `raw` in `place`."""
-    if place.raw is None and b"/" not in raw and b"\0" not in raw:
-        try:
-            name = raw.decode()
-        except UnicodeDecodeError:
-            pass
-        else:
-            return name, f"{place.path}/{name}", None
-    name, escaped = text(raw)
-    path = f"{place.path}/{name}"
-    if place.raw is not None:
-        return name, path, place.raw + b"/" + raw
-    return name, path, place.path.encode() + b"/" + raw if escaped else None
-
-
 def file_type(mode: int) -> str:
     """Return the `schema.FILE_TYPES` value of a st_mode."""
     return _TYPES.get(mode & 0xF000, "other")
@@ -170,27 +119,6 @@ def file_type(mode: int) -> str:
 def line(error: Exception) -> str:
     """Return the text of an error as one line of at most 300 characters."""
     return " ".join(str(error).split())[:300]
-
-
-def guarded(
-    items: Iterator[_T], failed: list[str], errors: tuple[type[Exception], ...], again: int = 0
-) -> Iterator[_T]:
-    """Yield from `items` until it raises one of `errors`, which goes to `failed`.
-
-    So an error of the evidence ends a listing, and an error of the sink is not taken for one.
-    `again`: how many errors to pass over where `items` can go on.
-    """
-    while True:
-        try:
-            item = next(items)
-        except StopIteration:
-            return
-        except errors as error:
-            failed.append(line(error))
-            if len(failed) > again:
-                return
-            continue
-        yield item
 
 
 class Recorder:
@@ -249,6 +177,12 @@ class Recorder:
         self._gaps[key] = self._gaps.get(key, 0) + 1
         if self._gaps[key] <= _DETAILED:
             self._cover(what, reason, path, offset, length, 1)
+
+    def truncated(self, image_size: int, end: int) -> None:
+        """Record it if a file system that ends at byte `end` is longer than its image."""
+        if end > image_size:
+            self.gap("file-system", "the image ends before the file system does",
+                     offset=image_size, length=min(end - image_size, _INT64[-1]))  # fmt: skip
 
     def limit(self, what: str, reason: str) -> None:
         """Record what this method never sees, whatever the evidence: no gap, but to be known."""

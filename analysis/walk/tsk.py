@@ -29,16 +29,8 @@ import pytsk3
 from analysis.image import TskImage
 from analysis.walk import lznt1
 from analysis.walk.content import EMPTY, HOLE, Content, Extent, broken, laid_out
-from analysis.walk.rows import (
-    MAX_DEPTH,
-    MAX_PATH,
-    Place,
-    bare_name,
-    below,
-    guarded,
-    line,
-    text,
-)
+from analysis.walk.rows import bare_name, line
+from analysis.walk.tree import Descent, Place, below, guarded, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -135,16 +127,13 @@ class TskWalk:
     def run(self, out: Recorder) -> None:
         """Record every name that TSK knows."""
         info = self._fs.info
-        size = (int(info.block_count)) * self._block
-        if int(info.last_block_act) < int(info.last_block):
-            out.gap("file-system", "the image ends before the file system does",
-                    offset=self._image.size,
-                    length=max(self._volume.offset + size - self._image.size, 0))  # fmt: skip
+        size = int(info.block_count) * self._block
+        out.truncated(self._image.size, self._volume.offset + size)
         if not self._ntfs:
             out.limit("file-system", "times are local times of the system that wrote them, given "
                       "as if they were UTC")  # fmt: skip
         root = int(info.root_inum)
-        entered = {root}
+        descent = Descent(out, root)
         self._root(out, root)
         stack = [Place(root, "", None, 0)]
         while stack:
@@ -161,17 +150,10 @@ class TskWalk:
                     continue
                 if not self._record(out, place, entry, raw, inum):
                     continue
-                _, path, path_raw = below(place, raw)
-                if inum in entered:
-                    if int(found.flags) & _NAME_LIVE and place.inode != self._orphans:
-                        out.gap("directory", f"inode {inum} is a directory already entered",
-                                path=path, kind="loop")  # fmt: skip
-                elif place.depth >= MAX_DEPTH or len(path) > MAX_PATH:
-                    out.gap("directory", "too deep to be entered", path=path[:MAX_PATH],
-                            kind="too deep")  # fmt: skip
-                else:
-                    entered.add(inum)
-                    inner.append(Place(inum, path, path_raw, place.depth + 1))
+                live = bool(int(found.flags) & _NAME_LIVE) and place.inode != self._orphans
+                entered = descent.enter(place, raw, inum, live=live)
+                if entered:
+                    inner.append(entered)
             self._tsk.check()
             for reason in failed:
                 out.gap("directory", reason, path=place.path or "/", kind="damaged directory")

@@ -14,22 +14,21 @@ Source: XFS Algorithms & Data Structures, 3rd edition; Linux fs/xfs/libxfs/xfs_f
 from __future__ import annotations
 
 import struct
-from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
-from analysis.walk.content import EMPTY, HOLE, Content, DamagedError, Extent, broken, laid_out
-from analysis.walk.rows import (
-    MAX_DEPTH,
-    MAX_PATH,
-    ORPHANS,
-    Entry,
-    Place,
-    bare_name,
-    below,
-    file_type,
-    guarded,
-    line,
+from analysis.walk.content import (
+    EMPTY,
+    HOLE,
+    MOST_EXTENTS,
+    Content,
+    DamagedError,
+    Extent,
+    broken,
+    in_order,
+    laid_out,
 )
+from analysis.walk.rows import Entry, bare_name, file_type, line
+from analysis.walk.tree import ORPHANS, Descent, Place, below, guarded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,7 +43,6 @@ _LEAF_OFFSET = 1 << 35  # XFS_DIR2_LEAF_OFFSET: directory data lies below it
 _LOCAL, _EXTENT_LIST, _BTREE = 1, 2, 3
 _BIGTIME, _NREXT64 = 8, 16  # di_flags2
 _REALTIME = 1  # di_flags
-_MOST_EXTENTS = 1 << 20
 _MOST_DIR_BYTES = 4 << 30
 _CACHE_BYTES = 64 << 10
 _CACHE = 256
@@ -211,9 +209,7 @@ class Super:
             found = self._btree(inode)
         else:
             raise DamagedError(f"data fork of format {inode.format}")
-        if any(a[0] + a[1] > b[0] for a, b in pairwise(found)):
-            raise DamagedError("extents overlap or are out of order")
-        return [one for one in found if one[2] != HOLE]
+        return [one for one in in_order(found) if one[2] != HOLE]
 
     def _records(self, raw: bytes, at: int, count: int) -> list[Extent]:
         found = []
@@ -250,15 +246,15 @@ class Super:
             if len(raw) < self.block or raw[:4] != magic:
                 raise DamagedError("a node of the extent tree is damaged or missing")
             told, count = struct.unpack_from(">HH", raw, 4)
-            if told != level or count > most or read > _MOST_EXTENTS // 8:
+            if told != level or count > most or read > MOST_EXTENTS // 8:
                 raise DamagedError("extent tree is damaged")
             if level:
                 pointers = struct.unpack_from(f">{count}Q", raw, header + most * 8)
                 stack += [(one, level - 1) for one in reversed(pointers)]
             else:
                 found += self._records(raw, header, count)
-            if len(found) > _MOST_EXTENTS:
-                raise DamagedError(f"more than {_MOST_EXTENTS} extents")
+            if len(found) > MOST_EXTENTS:
+                raise DamagedError(f"more than {MOST_EXTENTS} extents")
         return found
 
     def names(self, inode: Inode, skipped: list[str]) -> Iterator[tuple[bytes, int]]:
@@ -394,15 +390,12 @@ class XfsWalk:
         """Record every name, then the inodes in use that have none."""
         sb = self.super
         out.total = sb.used
-        end = self._volume.offset + sb.blocks * sb.block
-        if end > self._image.size:
-            out.gap("file-system", "the image ends before the file system does",
-                    offset=self._image.size, length=end - self._image.size)  # fmt: skip
+        out.truncated(self._image.size, self._volume.offset + sb.blocks * sb.block)
         if sb.incompat & ~0x2FF:
             out.gap("file-system", f"unknown incompatible features {sb.incompat:#x}")
         self._log(out)
         root = self._record(out, Place(0, "", None, 0), b"", sb.root)
-        entered = {sb.root}
+        descent = Descent(out, sb.root)
         stack = [(Place(sb.root, "", None, 0), root)] if root else []
         while stack:
             place, inode = stack.pop()
@@ -415,16 +408,9 @@ class XfsWalk:
                 child = self._record(out, place, raw, number)
                 if child is None or child.mode & 0xF000 != 0x4000:
                     continue
-                _, path, path_raw = below(place, raw)
-                if number in entered:
-                    out.gap("directory", f"inode {number} is a directory already entered",
-                            path=path, kind="loop")  # fmt: skip
-                elif place.depth >= MAX_DEPTH or len(path) > MAX_PATH:
-                    out.gap("directory", "too deep to be entered", path=path[:MAX_PATH],
-                            kind="too deep")  # fmt: skip
-                else:
-                    entered.add(number)
-                    inner.append((Place(number, path, path_raw, place.depth + 1), child))
+                entered = descent.enter(place, raw, number)
+                if entered:
+                    inner.append((entered, child))
             for reason in failed + skipped:
                 out.gap("directory", reason, path=where, kind=reason)
             stack += reversed(inner)

@@ -189,14 +189,15 @@ def test_directory_loop(make, tree, walk):
 
 
 def test_deep_tree_is_bounded_and_nothing_is_lost(make, tree, walk, monkeypatch):
-    monkeypatch.setattr("analysis.walk.ext.MAX_DEPTH", 20)
+    monkeypatch.setattr("analysis.walk.tree.MAX_DEPTH", 20)
     path = tree.joinpath(*(f"d{n}" for n in range(30)))
     path.mkdir(parents=True)
     (path / "treasure").write_bytes(b"gold")
     walked = walk(make.ext(tree))
     assert "directory" in walked.what()
     (row,) = [row for row in walked.all if row["sha256"] == digest(b"gold")]
-    assert row["name_state"] == "orphan"
+    assert row["path"].startswith("/$OrphanFiles/OrphanFile-")
+    assert row["path"].endswith("/d29/treasure")
 
 
 def test_deleted_entries(make, tree, walk):
@@ -283,3 +284,151 @@ def test_random_corruption_ext(make, tree, walk, group):
     data = make.ext(tree, size=8 * MIB).read_bytes()
     for seed in range(group * 10, group * 10 + 10):
         walk(corrupt(data, seed, 512 << 10))
+
+
+def zero(data, *ranges):
+    data = bytearray(data)
+    for start, end in ranges:
+        data[start:end] = bytes(min(end, len(data)) - start)
+    return data
+
+
+def expect_files(walked, tree):
+    """Hold every file of a tree against a live row of its content, wherever its path is now."""
+    digests = {row["sha256"]: row for row in walked.all if row["allocated"]}
+    for path in below(tree):
+        if not path.is_symlink() and path.is_file():
+            assert digest(path.read_bytes()) in digests, path
+
+
+@pytest.mark.parametrize(
+    ("kind", "block", "size", "group"),
+    [("ext2", 1024, 24, 1), ("ext4", 1024, 24, 1), ("ext4", 2048, 40, 1), ("ext4", 4096, 140, 1)],
+)
+def test_backup_superblock_is_used_and_told(make, tree, walk, kind, block, size, group):
+    fill(tree)
+    image = make.ext(tree, kind=kind, size=size * MIB, options=("-b", str(block)))
+    walked = walk(zero(image.read_bytes(), (0, 4096 if block > 1024 else 2048)))
+    assert {row["fs"] for row in walked.all} == {kind}
+    assert f"its backup in group {group}" in walked.reasons()
+    for path in below(tree):
+        row = walked[f"/{path.relative_to(tree)}"]
+        if not path.is_symlink() and path.is_file():
+            assert row["sha256"] == digest(path.read_bytes()), path
+
+
+@pytest.mark.parametrize("head", [4096, 64 << 10, MIB])
+@pytest.mark.parametrize(("block", "size"), [(1024, 40), (2048, 80), (4096, 300)])
+def test_zeroed_head_costs_only_what_lay_in_it(make, tree, walk, block, size, head):
+    fill(tree)
+    # Few inodes, their tables in each group: most lie behind what is zeroed.
+    options = ("-b", str(block), "-O", "^flex_bg", "-N", "160")
+    image = make.ext(tree, size=size * MIB, options=options)
+    data = image.read_bytes()
+    whole = {row["inode"]: row for row in walk(data).all}
+    walked = walk(zero(data, (0, head)))
+    assert "its backup in group 1" in walked.reasons()
+    kept = [
+        row for row in walked.all if row["name_state"] in ("allocated", "orphan") and row["mode"]
+    ]
+    for row in kept:
+        if row["sha256"] != whole[row["inode"]]["sha256"]:  # its content lay there too
+            blocks = make.run("debugfs", "-R", f"blocks <{row['inode']}>", image).split()
+            assert min(map(int, blocks)) * block < head
+        assert row["mtime"] == whole[row["inode"]]["mtime"]
+    assert len(kept) == len({row["inode"] for row in kept})
+    if head == 4096:
+        assert walked["/small"]["sha256"] == digest(b"hello\n")
+    assert len(kept) >= (len(whole) if head == 4096 else 10)
+
+
+def test_lost_root_leaves_the_trees_below_it_in_one_piece(make, tree, walk):
+    fill(tree)
+    image = make.ext(tree)
+    data = image.read_bytes()
+    at = data.index(b"lost+found")  # in the block of the root directory
+    block = at - at % 1024
+    walked = walk(zero(data, (block, block + 1024)))
+    expect_files(walked, tree)
+    (row,) = [r for r in walked.all if r["path"].endswith("/b/f9")]
+    assert row["path"].startswith("/$OrphanFiles/OrphanFile-")
+    assert row["path"].count("/") == 4
+    assert len({r["inode"] for r in walked.all}) == len(walked.all)  # none is told twice
+    assert "directory" in walked.what()
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_next_backup_is_used_where_the_first_is_gone(make, tree, walk, number):
+    (tree / "f").write_bytes(BLOB[:9000])
+    data = make.ext(tree, size=90 * MIB, options=("-b", "1024")).read_bytes()
+    groups = [1, 3, 5, 7, 9]
+    wiped = [((g * 8192 + 1) * 1024, (g * 8192 + 2) * 1024) for g in groups[:number]]
+    walked = walk(zero(data, (0, 2048), *wiped))
+    assert f"its backup in group {groups[number]}," in walked.reasons()
+    assert walked["/f"]["sha256"] == digest(BLOB[:9000])
+
+
+def test_backup_of_sparse_super2_in_the_last_group(make, tree, walk):
+    (tree / "f").write_bytes(BLOB[:9000])
+    options = ("-b", "1024", "-O", "sparse_super2,^resize_inode", "-E", "num_backup_sb=2")
+    data = make.ext(tree, size=90 * MIB, options=options).read_bytes()
+    walked = walk(zero(data, (0, 2048), (8193 * 1024, 8194 * 1024)))
+    assert "its backup in group 11," in walked.reasons()
+    assert walked["/f"]["sha256"] == digest(BLOB[:9000])
+
+
+def test_backup_of_another_group_or_of_a_file_is_not_believed(make, tree, walk):
+    (tree / "f").write_bytes(b"x")
+    data = bytearray(make.ext(tree, size=24 * MIB, options=("-b", "1024")).read_bytes())
+    at = 8193 * 1024 + 90  # s_block_group_nr
+    data[at] = 3
+    walked = walk(zero(data, (0, 2048)))
+    assert walked.all == []
+    assert "volume" in walked.what()
+
+
+@pytest.mark.parametrize(
+    "options", ["^metadata_csum,uninit_bg", "metadata_csum", "^metadata_csum,^uninit_bg", "^64bit",
+                "meta_bg,^resize_inode"],
+)  # fmt: skip
+@pytest.mark.parametrize("damage", ["zeros", "one bit", "random"])
+def test_backup_of_group_descriptors_is_used_and_told(make, tree, walk, options, damage):
+    fill(tree)
+    image = make.ext(tree, size=40 * MIB, options=("-b", "1024", "-O", options))
+    data = bytearray(image.read_bytes())
+    assert walk(data).reasons() == ""
+    if damage == "zeros":
+        data[2048:3072] = bytes(1024)
+    elif damage == "random":
+        data[2048:3072] = random.Random(1).randbytes(1024)
+    elif options == "^metadata_csum,^uninit_bg":
+        data[2048 + 11] |= 0x80  # without a checksum only what is impossible is known
+    else:
+        data[2048 + 8] ^= 4  # the inode table of group 0
+    walked = walk(data)
+    assert "were damaged" in walked.reasons() or "are damaged" in walked.reasons()
+    expect_tree(walked, tree)
+
+
+def test_descriptors_are_sound_on_a_file_system_that_linux_wrote(make, tree, walk):
+    # The checksums: those of mke2fs, and of e2fsck after a resize.
+    (tree / "f").write_bytes(BLOB)
+    for options in ("metadata_csum", "metadata_csum,metadata_csum_seed", "^metadata_csum,uninit_bg",
+                    "metadata_csum,^64bit"):  # fmt: skip
+        image = make.ext(tree, size=40 * MIB, options=("-b", "1024", "-O", options))
+        make.run("tune2fs", "-L", "label", image)
+        with image.open("r+b") as file:
+            file.truncate(64 * MIB)
+        subprocess.run([make.tool("e2fsck"), "-fy", image], capture_output=True, check=False)
+        make.run("resize2fs", image)
+        walked = walk(image)
+        assert walked.reasons() == "", options
+        assert walked["/f"]["sha256"] == digest(BLOB)
+
+
+@pytest.mark.parametrize("group", range(5))
+def test_random_corruption_ext_without_a_superblock(make, tree, walk, group):
+    fill(tree)
+    data = make.ext(tree, size=24 * MIB, options=("-b", "1024")).read_bytes()
+    for seed in range(group * 6, group * 6 + 6):
+        walk(bytes(zero(corrupt(data, seed, 512 << 10), (0, 2048))))
