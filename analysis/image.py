@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SECTOR = 512
+_SECTORS = SECTOR, 4096  # logical ones of the disk that the table was written on
 _SMALLEST_GAP = 2 << 20  # alignment gaps below this hold no file system worth a row of their own
 
 WALKABLE = frozenset({"ext", "xfs", "ntfs", "fat", "exfat"})
@@ -73,11 +74,11 @@ class TskImage(pytsk3.Img_Info):  # type: ignore[misc]  # pytsk3 has no types
             as damage to the file system; this says where it came from.
     """
 
-    def __init__(self, image: Readable) -> None:
+    def __init__(self, image: Readable, sector: int = SECTOR) -> None:
         self._image = image
         self.failed: tuple[int, int] | None = None
         self._error: Exception | None = None
-        super().__init__(url="", type=pytsk3.TSK_IMG_TYPE_EXTERNAL, sector_size=SECTOR)
+        super().__init__(url="", type=pytsk3.TSK_IMG_TYPE_EXTERNAL, sector_size=sector)
 
     def read(self, offset: int, length: int) -> bytes:
         """Called by TSK."""
@@ -247,80 +248,121 @@ def _gap(image: Readable, start: int, end: int) -> tuple[str, int, int, str, str
     return "", start, end - start, "unallocated", "unallocated", reason
 
 
-def _partitions(image: Readable, notes: list[str]) -> list[tuple[int, int, str, str]]:
-    """Return (offset, length, name, description) of each allocated partition."""
+_Part = tuple[int, int, str, str]
+"""(offset, length, name, description) of an allocated partition."""
+
+
+def _partitions(image: Readable, notes: list[str]) -> list[_Part]:
     try:
-        head = image.pread(2 * SECTOR, 0)
+        head = image.pread(2 * _SECTORS[-1], 0)
     except OSError as error:
         notes.append(f"the first sectors could not be read: {error}")
         return []
-    gpt = _gpt_state(image, head, notes)
+    gpt, sector = _gpt_state(image, head, notes)
     if gpt == "none" and head[510:512] != b"\x55\xaa":
         return []
-    view = _Blanked(image) if gpt == "backup" else image
-    kind = pytsk3.TSK_VS_TYPE_DOS if gpt == "none" else pytsk3.TSK_VS_TYPE_GPT
+    view = _Blanked(image, sector) if gpt == "backup" else image
     try:
-        entries = list(pytsk3.Volume_Info(TskImage(view), kind))
+        if gpt != "none":
+            return _entries(view, pytsk3.TSK_VS_TYPE_GPT, sector)
+        return _mbr(image)
     except OSError as error:
         # A file system on the whole disk may end its boot sector as a partition table does.
         if gpt != "none" or identify(image, 0, image.size)[0] not in WALKABLE:
             notes.append(f"partition table not usable: {' '.join(str(error).split())[:200]}")
         return []
-    found: list[tuple[int, int, str, str]] = []
+
+
+def _mbr(image: Readable) -> list[_Part]:
+    """Read an MBR. It does not say how long its sectors are: what begins where it points does.
+
+    Raises: OSError if TSK does not take it for one.
+    """
+    parts = _entries(image, pytsk3.TSK_VS_TYPE_DOS, SECTOR)
+    if _recognised(image, parts):
+        return parts
+    for sector in _SECTORS[1:]:
+        try:
+            wider = _entries(image, pytsk3.TSK_VS_TYPE_DOS, sector)
+        except OSError:
+            continue
+        if _recognised(image, wider):
+            return wider
+    return parts
+
+
+def _recognised(image: Readable, parts: list[_Part]) -> bool:
+    return any(identify(image, at, length)[0] for at, length, _, _ in parts if at < image.size)
+
+
+def _entries(image: Readable, kind: object, sector: int) -> list[_Part]:
+    """Return the allocated partitions of a table. Raises: OSError."""
+    table = pytsk3.Volume_Info(TskImage(image, sector), kind)
+    unit = int(table.info.block_size)
+    found: list[_Part] = []
     logical = 5
-    for part in entries:
+    for part in table:
         if not int(part.flags) & int(pytsk3.TSK_VS_PART_FLAG_ALLOC):
             continue
-        if gpt != "none" or int(part.table_num) == 0:
+        if kind == pytsk3.TSK_VS_TYPE_GPT or int(part.table_num) == 0:
             number = int(part.slot_num) + 1
         else:
             number, logical = logical, logical + 1
         text = bytes(part.desc).decode("utf-8", "backslashreplace")
-        found.append((part.start * SECTOR, part.len * SECTOR, f"p{number}", text))
+        found.append((part.start * unit, part.len * unit, f"p{number}", text))
     return found
 
 
 class _Blanked:
     """The image without its primary GPT header, so that TSK turns to the backup."""
 
-    def __init__(self, image: Readable) -> None:
+    def __init__(self, image: Readable, sector: int) -> None:
         self.size = image.size
         self._image = image
+        self._sector = sector
 
     def pread(self, length: int, offset: int) -> bytes:
         data = self._image.pread(length, offset)
-        start, end = max(offset, SECTOR), min(offset + len(data), 2 * SECTOR)
+        start, end = max(offset, self._sector), min(offset + len(data), 2 * self._sector)
         if start >= end:
             return data
         return data[: start - offset] + bytes(end - start) + data[end - offset :]
 
 
-def _gpt_state(image: Readable, head: bytes, notes: list[str]) -> str:
-    """Return "primary", "backup" or "none": the GPT to use. Notes say what is wrong with it."""
-    if _gpt_sound(image, head[SECTOR:]):
-        return "primary"
-    last = b""
-    if image.size >= 4 * SECTOR:
-        try:
-            last = image.pread(SECTOR, image.size // SECTOR * SECTOR - SECTOR)
-        except OSError as error:
-            notes.append(f"backup GPT header could not be read: {error}")
-    claimed = head[SECTOR : SECTOR + 8] == b"EFI PART"
+def _gpt_state(image: Readable, head: bytes, notes: list[str]) -> tuple[str, int]:
+    """Return ("primary", "backup" or "none": the GPT to use; bytes of a sector).
+
+    Notes say what is wrong with it.
+    """
+    primary = [s for s in _SECTORS if _gpt_sound(image, head[s : 2 * s], s)]
+    if primary:
+        if len(primary) > 1:
+            notes.append("two GPTs, of 512 and of 4096 bytes a sector: the former is used")
+        return "primary", primary[0]
+    claimed = [s for s in _SECTORS if head[s : s + 8] == b"EFI PART"]
     protective = any(head[450 + n * 16] == 0xEE for n in range(4)) if len(head) >= SECTOR else False
-    if _gpt_sound(image, last):
-        if claimed or protective:
-            notes.append("primary GPT is damaged; its backup at the end of the image is used")
-            return "backup"
-        notes.append("a sound backup GPT is at the end of the image, but no primary: not used")
-        return "none"
+    for sector in _SECTORS:
+        last = b""
+        if image.size >= 4 * sector:
+            try:
+                last = image.pread(sector, image.size // sector * sector - sector)
+            except OSError as error:
+                notes.append(f"backup GPT header could not be read: {error}")
+        if _gpt_sound(image, last, sector):
+            if claimed or protective:
+                notes.append("primary GPT is damaged; its backup at the end of the image is used")
+                return "backup", sector
+            notes.append("a sound backup GPT is at the end of the image, but no primary: not used")
+            return "none", SECTOR
     if claimed:
         notes.append("GPT header or table fails its checksum, and no sound backup was found")
-    elif protective:
+        return "primary", claimed[0]
+    if protective:
         notes.append("protective MBR, but no GPT")
-    return "primary" if claimed else "none"
+    return "none", SECTOR
 
 
-def _gpt_sound(image: Readable, header: bytes) -> bool:
+def _gpt_sound(image: Readable, header: bytes, sector: int) -> bool:
     if header[:8] != b"EFI PART":
         return False
     size = int.from_bytes(header[12:16], "little")
@@ -329,7 +371,7 @@ def _gpt_sound(image: Readable, header: bytes) -> bool:
     blank = header[:16] + b"\0\0\0\0" + header[20:size]
     if zlib.crc32(blank) != int.from_bytes(header[16:20], "little"):
         return False
-    at = int.from_bytes(header[72:80], "little") * SECTOR
+    at = int.from_bytes(header[72:80], "little") * sector
     length = int.from_bytes(header[80:84], "little") * int.from_bytes(header[84:88], "little")
     if length > 1 << 20 or at + length > image.size:
         return False

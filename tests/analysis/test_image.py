@@ -90,6 +90,74 @@ def test_mbr_with_logical_partitions_numbered_as_linux_does(make):
     ]
 
 
+def disk_of_4096(make, *commands, size=64 * MIB):
+    """Return a disk with a table that fdisk wrote for sectors of 4,096 bytes."""
+    path = make.blank(size, "disk")
+    make.run("fdisk", "-b", 4096, path, data="\n".join([*commands, "w", ""]).encode())
+    return path
+
+
+GPT_4096 = "g", "n", "1", "256", "+16M", "n", "2", "8192", "+16M"
+MBR_4096 = (
+    "o", "n", "p", "1", "256", "+8M", "n", "e", "2", "4096", "+40M", "n", "l", "4352", "+8M",
+    "n", "l", "6656", "+8M",
+)  # fmt: skip
+
+
+def test_gpt_of_4096_byte_sectors(make):
+    path = disk_of_4096(make, *GPT_4096)
+    put(path, make.ext(size=16 * MIB), MIB)
+    notes = []
+    assert brief(volumes(ImageFile(path), notes)) == [
+        ("p1", 1, 16, "ext"),
+        ("", 17, 15, "unallocated"),
+        ("p2", 32, 16, ""),
+        ("", 48, 16, "unallocated"),
+    ]
+    assert notes == []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        (4096, b"\0" * 4096),
+        (4096 + 40, b"\xff" * 8),
+        (8192 + 32, b"\x11\x22\x33"),
+        (0, bytes(8192)),
+    ],
+    ids=["header wiped", "header changed", "entries changed", "MBR wiped too"],
+)
+def test_damaged_gpt_of_4096_byte_sectors(make, damage):
+    path = disk_of_4096(make, *GPT_4096)
+    data = bytearray(path.read_bytes())
+    at, bad = damage
+    data[at : at + len(bad)] = bad
+    notes = []
+    found = [(v.name, v.offset) for v in volumes(ImageBytes(data), notes) if v.name]
+    assert any("backup" in note for note in notes)
+    assert found == ([] if at == 0 else [("p1", MIB), ("p2", 32 * MIB)])
+
+
+def test_mbr_of_4096_byte_sectors_is_known_by_what_begins_where_it_points(make):
+    path = disk_of_4096(make, *MBR_4096)
+    put(path, make.ext(size=8 * MIB, name="fs"), 26 * MIB)  # in the second logical one
+    notes = []
+    found = volumes(ImageFile(path), notes)
+    assert [(v.name, v.offset // 4096, v.length // MIB, v.kind) for v in found if v.name] == [
+        ("p1", 256, 8, ""), ("p5", 4352, 8, ""), ("p6", 6656, 8, "ext"),
+    ]  # fmt: skip
+    assert notes == []
+
+
+def test_mbr_of_512_byte_sectors_stays_so_whatever_lies_where_4096_would_point(make):
+    path = disk(make, "label: dos\nstart=2048,size=8192,type=83\nstart=16384,size=16384,type=83\n")
+    put(path, make.ext(size=8 * MIB, name="fs"), 8 * MIB)  # 16384 sectors, or 2048 longer ones
+    found = volumes(ImageFile(path))
+    assert [(v.name, v.offset // MIB, v.kind) for v in found if v.name] == [
+        ("p1", 1, ""), ("p2", 8, "ext"),
+    ]  # fmt: skip
+
+
 def test_mbr_extended_loop_ends(make):
     path = disk(make, "label: dos\nstart=2048,size=16384,type=5\nstart=4096,size=2048,type=83\n")
     data = bytearray(path.read_bytes())
