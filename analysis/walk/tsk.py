@@ -219,10 +219,10 @@ class TskWalk:
         streams: list[tuple[str | None, Any]] = []
         elsewhere, encrypted = "", False
         for one in attributes:
-            if self._ntfs and int(one.info.type) != _DATA:
-                if int(one.info.type) == _REPARSE:
+            if self._ntfs and (number := int(one.info.type)) != _DATA:
+                if number == _REPARSE:
                     elsewhere = _filtered(entry, one)
-                elif int(one.info.type) == _LOGGED and one.info.name == b"$EFS":
+                elif number == _LOGGED and one.info.name == b"$EFS":
                     encrypted = True
                 continue
             label = one.info.name if self._ntfs else None

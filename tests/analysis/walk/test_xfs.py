@@ -1,12 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import os
 import stat
+import subprocess
 
 import pyfsxfs
 import pytest
 
-from tests.analysis.walk.kit import MIB, below, corrupt, digest, fill, find_xfs_inode, xfs_proto
+from tests.analysis.walk.kit import (
+    BLOB,
+    MIB,
+    below,
+    corrupt,
+    digest,
+    fill,
+    find_xfs_inode,
+    xfs_proto,
+)
 
 
 @pytest.fixture
@@ -20,8 +31,18 @@ def xfs_tree(tree):
     return tree
 
 
-def test_xfs(make, xfs_tree, walk):
-    image = make.xfs(xfs_proto(xfs_tree))
+@pytest.mark.parametrize(
+    "options",
+    ["", "-m crc=0", "-m crc=0 -n ftype=0", "-m crc=0 -i size=256 -b size=1024",
+     "-m crc=0 -n size=16384", "-m crc=0,finobt=0 -b size=512", "-b size=1024 -n size=8192",
+     "-s size=4096", "-m bigtime=0"],
+)  # fmt: skip
+def test_xfs(make, xfs_tree, walk, options):
+    with (xfs_tree / "fragments").open("wb") as file:
+        for n in range(600):  # a tree of extents
+            file.seek(n * 8192)
+            file.write(BLOB[n : n + 4096])
+    image = make.xfs(xfs_proto(xfs_tree), options=options.split())
     walked = walk(image)
     assert {row["fs"] for row in walked.all} == {"xfs"}
     for path in below(xfs_tree):
@@ -29,7 +50,7 @@ def test_xfs(make, xfs_tree, walk):
         there = path.lstat()
         assert row["mode"] & 0o7777 == there.st_mode & 0o777
         assert (row["uid"], row["gid"]) == (there.st_uid, there.st_gid)
-        assert row["btime"] is not None
+        assert (row["btime"] is None) == ("crc=0" in options)  # v4 inodes have no room for it
         if stat.S_ISREG(there.st_mode):
             assert row["sha256"] == digest(path.read_bytes()), path
         elif stat.S_ISLNK(there.st_mode):
@@ -63,6 +84,57 @@ def test_xfs_log_that_is_not_clean_is_a_gap(make, xfs_tree, walk, damage, reason
     walked = walk(data)
     assert reason in next(gap["reason"] for gap in walked.gaps if gap["level"] == "gap")
     assert walked.table().num_rows > 5
+
+
+@pytest.mark.parametrize("group", range(3))
+def test_random_corruption_xfs_v4(make, tree, walk, group):
+    fill(tree)
+    (tree / "short link").unlink()
+    (tree / "long link").unlink()
+    data = make.xfs(xfs_proto(tree), options=("-m", "crc=0")).read_bytes()
+    start = find_xfs_inode(data, walk(data)["/"]["inode"])
+    for seed in range(group * 10, group * 10 + 10):
+        damaged = bytearray(data[: start + 4 * MIB])
+        damaged[start : start + MIB] = corrupt(data[start : start + MIB], seed, 64 << 10)
+        walk(bytes(damaged))
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("options", ["", "-b size=1024 -n size=8192", "-m crc=0"])
+def test_xfs_as_linux_wrote_it(make, walk, options):
+    image = make.blank(400 * MIB)
+    make.run("mkfs.xfs", "-q", "-f", *options.split(), image)
+    truth = {}
+    try:
+        with make.mounted(image, "mount", "-t", "xfs") as top:
+            (top / "many").mkdir()
+            for n in range(2000):
+                (top / f"many/a-name-of-length-{n}").write_bytes(b"%d" % n)
+            for n in range(0, 2000, 3):  # holes in its blocks
+                (top / f"many/a-name-of-length-{n}").unlink()
+            with (top / "fragments").open("wb") as file:
+                for n in range(1500):
+                    file.seek(n * 8192)
+                    file.write(BLOB[n : n + 4096])
+            (top / "long").symlink_to("x" * 900)
+            os.utime(top / "fragments", ns=(-5_000_000_001, 1_600_000_000_123_456_789))
+            for path in below(top):
+                there = path.lstat()
+                content = digest(path.read_bytes()) if stat.S_ISREG(there.st_mode) else None
+                truth[f"/{path.relative_to(top)}"] = (
+                    there.st_ino, there.st_mode, there.st_size, there.st_mtime_ns,
+                    there.st_ctime_ns, content,
+                )  # fmt: skip
+    except subprocess.CalledProcessError as error:
+        if b"wrong fs type" not in error.stderr:
+            raise
+        pytest.skip("this kernel does not mount it")
+    walked = walk(image)
+    columns = "inode", "mode", "size", "mtime", "ctime", "sha256"
+    for path, facts in truth.items():
+        assert tuple(walked[path][name] for name in columns) == facts, path
+    assert walked["/long"]["link_target"] == "x" * 900
+    assert len(walked.all) == len(truth) + 1
 
 
 def test_xfs_agrees_with_libfsxfs(make, xfs_tree, walk):
