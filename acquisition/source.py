@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What evidence is read from: files, devices, split images, directories, standard input.
+"""What evidence is read from: files, devices, images split or in containers, directories, stdin.
 
 A source reads and tells; it stores nothing. Nothing here writes to what it reads: files are opened
 read-only (without touching their access time where the system allows it), links are not followed
@@ -23,10 +23,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 from pydantic import JsonValue
 
+from acquisition.closing import Closing
+from acquisition.container.image import ContainerImage, open_container
 from acquisition.errors import AcquisitionError, SourceNotFoundError, UnsupportedSourceError
 from evidence_store.model import clean
 from evidence_store.transfer import Member
@@ -35,38 +36,24 @@ _CHUNK = 4 << 20
 _SPLIT = re.compile(r"(?P<stem>.+\.)(?P<first>0+[01]|a{2,4})")
 # Containers hold an image inside; taken as raw bytes they would be another thing under its name.
 _CONTAINERS = (
-    (b"EVF\x09\x0d\x0a\xff\x00", "EWF (E01)"),
-    (b"EVF2\x0d\x0a\x81\x00", "EWF2 (Ex01)"),
+    (b"EVF\x09\x0d\x0a\xff\x00", "E01"),
+    (b"EVF2\x0d\x0a\x81\x00", "Ex01"),
     (b"LVF\x09\x0d\x0a\xff\x00", "EWF logical (L01)"),
-    (b"QFI\xfb", "QCOW"),
+    (b"QFI\xfb", "qcow2"),
     (b"KDMV", "VMDK"),
-    (b"# Disk DescriptorFile", "VMDK descriptor"),
+    (b"# Disk DescriptorFile", "VMDK"),
     (b"vhdxfile", "VHDX"),
     (b"conectix", "VHD"),
 )
-
-
-class Closing:
-    """What a source has open is closed by `close`, or at the end of `with`; then it reads no more.
-
-    Closing twice does nothing.
-    """
-
-    def close(self) -> None:
-        """Close what is open."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+_UNREAD = ("EWF logical (L01)",)
 
 
 def open_source(path: str, kind: str, *, text: str = "", store: Path | None = None) -> AnySource:
     """Return the source at `path` ("-" is standard input), open for reading; the caller closes it.
 
     Args:
-        path: regular file, first part of a split image (.000, .001, .aa), block device, directory.
+        path: regular file, first part of a split image (.000, .001, .aa), container (E01, Ex01,
+            qcow2, VMDK, VHD, VHDX), block device, directory.
         kind: `disk` and `memory` are taken as one image; `logs` and `record` as a set of files.
         text: what people call it; the path if empty.
         store: directory of a local store; it must not lie inside what is taken, nor hold it.
@@ -101,7 +88,8 @@ def open_source(path: str, kind: str, *, text: str = "", store: Path | None = No
     paths = split_parts(place)
     with ExitStack() as opened:  # whatever refuses a part closes those before it
         parts = [opened.enter_context(RawFile(p, text)) for p in paths[:1]]
-        _refuse_container(parts[0], path)
+        if form := _container(parts[0]):
+            return open_container(place, form, text)
         parts += [opened.enter_context(RawFile(p, text)) for p in paths[1:]]
         opened.pop_all()
     return SplitImage(parts, text) if parts[1:] else parts[0]
@@ -442,7 +430,9 @@ class Directory(Closing):
         return list(self._changed)
 
 
-AnySource = RawFile | BlockDevice | SplitImage | StandardInput | PipedFile | Directory
+AnySource = (
+    RawFile | BlockDevice | SplitImage | ContainerImage | StandardInput | PipedFile | Directory
+)
 
 
 def split_parts(first: Path) -> list[Path]:
@@ -534,21 +524,25 @@ def _followers(suffix: str) -> tuple[str, ...]:
     return (following,)
 
 
-def _refuse_container(source: RawFile, path: str) -> None:
+def _container(source: RawFile) -> str:
+    """Return the format of a container, "" for a raw image. Raises: UnsupportedSourceError."""
     head, tail = bytearray(32), bytearray(512)
     try:
         source.readinto(memoryview(head), 0)
         if source.size >= 512:
             source.readinto(memoryview(tail), source.size - 512)
     except OSError:
-        return  # unreadable there; it will be recorded as such
-    for magic, name in _CONTAINERS:
-        if head.startswith(magic) or (name == "VHD" and tail.startswith(magic)):
-            raise UnsupportedSourceError(
-                f"{clean(path)} is a {name} container, not a raw image",
-                hint="turn it into a raw image first (ewfexport, qemu-img convert -O raw), or take "
-                "the container file itself with --kind record",
-            )
+        return ""  # unreadable there; it will be recorded as such
+    for magic, form in _CONTAINERS:
+        if head.startswith(magic) or (form == "VHD" and tail.startswith(magic)):
+            if form in _UNREAD:
+                raise UnsupportedSourceError(
+                    f"{clean(str(source.path))} is an {form} container, which is not read",
+                    hint="turn it into a raw image first (ewfexport), or take the container file "
+                    "itself with --kind record",
+                )
+            return form
+    return ""
 
 
 def _refuse_overlap(place: Path, store: Path | None) -> None:

@@ -15,6 +15,8 @@ The child
       to the store can change a segment under a descriptor that is out; the child then sees that.
     - tells what it did in messages of JSON. What it says is data, never trusted: only the parent
       stores anything.
+    - either runs a job to its end (`Child.run`), or answers requests one at a time over descriptors
+      that the parent opened for it (`Child.start`).
 
 With a PID namespace there are three processes: the supervisor, which the parent knows; its child,
 which is pid 1 of the namespace, so that the kernel kills all in it when it ends; and the worker,
@@ -38,13 +40,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, BinaryIO, NoReturn, Protocol
 
 from evidence_store import landlock, seccomp
-from evidence_store.errors import Error, IntegrityError
+from evidence_store.errors import ChildError, Error, IntegrityError
 from evidence_store.item import SegmentFile
 from evidence_store.model import clean
 
@@ -119,6 +121,7 @@ class Child:
         folder: its working directory, where it leaves what it makes.
         limits: what it may use.
         on_message: called with each message, in order.
+        descriptors: that it inherits, under the same numbers.
     """
 
     module: str
@@ -127,6 +130,7 @@ class Child:
     folder: Path
     limits: Limits = field(default_factory=Limits)
     on_message: Callable[[dict[str, Any]], None] = lambda _message: None
+    descriptors: tuple[int, ...] = ()
     _hello: dict[str, str] = field(default_factory=dict, init=False)
     _max_rss: int = field(default=0, init=False)
 
@@ -136,29 +140,19 @@ class Child:
         Raises: IntegrityError if a segment it asked for is not what was recorded; StoreError. The
         child is dead in any case when this returns.
         """
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         started = time.monotonic()
-        with ours, (self.folder / ".stderr").open("w+b") as stderr:
-            command = [sys.executable, "-I", "-m", "evidence_store.child",
-                       str(theirs.fileno()), str(os.getpid())]  # fmt: skip
-            with theirs:
-                process = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr,
-                    pass_fds=(theirs.fileno(),), cwd=self.folder, close_fds=True,
-                    env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": str(self.folder),
-                         "TMPDIR": str(self.folder), "MPLCONFIGDIR": str(self.folder)},
-                    start_new_session=True,
-                )  # fmt: skip
+        with (self.folder / ".stderr").open("w+b") as stderr:
+            process, ours = self._spawn(stderr)
             problem = "it was interrupted"
             try:
-                ours.send(json.dumps(self._opening()).encode())
-                problem = self._serve(ours, started + self.limits.wall_s)
+                with ours:
+                    ours.send(json.dumps(self._opening()).encode())
+                    problem = self._serve(ours, started + self.limits.wall_s)
             except (BrokenPipeError, ConnectionResetError):
                 problem = "it closed its channel"
             finally:
                 _end(process, grace_s=0 if problem else _END_S)
-            stderr.seek(max(0, stderr.seek(0, os.SEEK_END) - _STDERR_TAIL))
-            said = clean(stderr.read().decode("utf-8", "backslashreplace"))
+            said = _tail(stderr)
         return Outcome(
             ok=process.returncode == 0 and not problem,
             reason=_reason(process.returncode, problem, said),
@@ -169,6 +163,41 @@ class Child:
             seconds=time.monotonic() - started,
             max_rss=self._max_rss,
         )
+
+    def start(self) -> RunningChild:
+        """Start it to answer requests. Raises: ChildError if it cannot even be spoken to."""
+        stderr = (self.folder / ".stderr").open("w+b")
+        try:
+            process, sock = self._spawn(stderr)
+        except BaseException:
+            stderr.close()
+            raise
+        running = RunningChild(process, sock, stderr)
+        try:
+            running.send(self._opening())
+        except BaseException:
+            running.close()
+            raise
+        return running
+
+    def _spawn(self, stderr: BinaryIO) -> tuple[subprocess.Popen[bytes], socket.socket]:
+        """Start the process; return it and our end of its channel."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        command = [sys.executable, "-I", "-m", "evidence_store.child",
+                   str(theirs.fileno()), str(os.getpid())]  # fmt: skip
+        try:
+            with theirs:
+                process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr,
+                    pass_fds=(theirs.fileno(), *self.descriptors), cwd=self.folder, close_fds=True,
+                    env={"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": str(self.folder),
+                         "TMPDIR": str(self.folder), "MPLCONFIGDIR": str(self.folder)},
+                    start_new_session=True,
+                )  # fmt: skip
+        except BaseException:
+            ours.close()
+            raise
+        return process, ours
 
     def _opening(self) -> dict[str, Any]:
         items = {name: (size, segment) for name, (size, segment, _) in self.items.items()}
@@ -217,16 +246,96 @@ class Child:
             os.close(fd)
 
 
+class RunningChild:
+    """A child that answers one request at a time. Not for use by several threads at once.
+
+    Attributes:
+        hello: what was taken away from it: `network`, `files`, `processes`, as in `Outcome`.
+    """
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], sock: socket.socket, stderr: BinaryIO
+    ) -> None:
+        self._process = process
+        self._sock = sock
+        self._stderr = stderr
+        self.hello: dict[str, str] = {}
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
+
+    def call(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
+        """Send a request, return the answer (`Channel.answer`).
+
+        Raises: ChildError, with the reason, if it died, gave no answer in time, or broke the
+        protocol. It is dead then.
+        """
+        self.send(request)
+        deadline = time.monotonic() + timeout_s
+        while True:
+            left = max(0.0, deadline - time.monotonic())
+            if not self._poll.poll(left * 1000):
+                raise self._died(f"it gave no answer in {timeout_s:.0f} s")
+            try:
+                packet = self._sock.recv(_MESSAGE)
+                message = json.loads(packet) if packet else None
+            except ConnectionResetError:
+                message = None
+            except (ValueError, RecursionError) as e:
+                problem = f"it sent a malformed message ({clean(str(e), 100)})"
+                raise self._died(problem) from e
+            if message is None:
+                raise self._died("")
+            if not isinstance(message, dict):
+                raise self._died("it sent a malformed message")
+            kind = message.pop("message_type", None)
+            if kind == "answer":
+                return message
+            if kind == "hello" and not self.hello:
+                self.hello = {k: clean(str(v), 200) for k, v in message.items()}
+            else:
+                raise self._died("it sent a message of no known type")
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        """Send it something. Raises: ChildError."""
+        try:
+            self._sock.send(json.dumps(dict(message)).encode())
+        except (BrokenPipeError, ConnectionResetError) as e:
+            raise self._died("") from e
+
+    def _died(self, problem: str) -> ChildError:
+        _end(self._process, grace_s=0 if problem else _END_S)
+        reason = _reason(self._process.returncode, problem, _tail(self._stderr))
+        self.close()
+        return ChildError(reason or "it ended early")
+
+    def close(self) -> None:
+        """End it, whatever it is doing."""
+        self._sock.close()
+        if not self._stderr.closed:
+            _end(self._process, grace_s=0)
+            self._stderr.close()
+
+
+def _tail(stderr: BinaryIO) -> str:
+    stderr.seek(max(0, stderr.seek(0, os.SEEK_END) - _STDERR_TAIL))
+    return clean(stderr.read().decode("utf-8", "backslashreplace"))
+
+
 def _end(process: subprocess.Popen[bytes], grace_s: float) -> None:
     """Make sure it and all it started are gone."""
+    if process.returncode is not None:
+        return
     try:
         fd = os.pidfd_open(process.pid)
         try:
             # Without a problem it closed its end, so it is about to exit by itself.
-            if not select.select([fd], [], [], grace_s)[0]:
+            # Not select(2): a set of many files may have taken all numbers below 1024.
+            ended = select.poll()
+            ended.register(fd, select.POLLIN)
+            if not ended.poll(grace_s * 1000):
                 # The supervisor ends the namespace and waits until all in it are gone.
                 signal.pidfd_send_signal(fd, signal.SIGTERM)
-                select.select([fd], [], [], _END_S)
+                ended.poll(_END_S * 1000)
         finally:
             os.close(fd)
     finally:
@@ -294,6 +403,15 @@ class Channel:
     def send(self, kind: str, **fields: Any) -> None:
         """Tell the parent something; at most 128 KiB."""
         self._send({"message_type": kind, **fields})
+
+    def requests(self) -> Iterator[dict[str, Any]]:
+        """Yield what the parent asks, until it is done with us; `answer` each."""
+        while packet := self._sock.recv(_MESSAGE):
+            yield json.loads(packet)
+
+    def answer(self, **fields: Any) -> None:
+        """Answer a request."""
+        self.send("answer", **fields)
 
     def _send(self, message: dict[str, Any]) -> None:
         self._sock.send(json.dumps(message).encode())

@@ -10,6 +10,7 @@
      |   |- CaseClosedError  BusyError  SigningKeyError
      |   '- StoreFullError
      |- SourceChangedError                  exit 12   a resumed source is not what it was
+     |- ChildError                          exit 1    a limited child died; its reader says what of
      |- AcquisitionError                    exit 12   (acquisition.errors)
      |- AnalysisError                       exit 13   (analysis.errors)
      '- PipelineError                       exit 14   (pipeline.errors)
@@ -59,6 +60,10 @@ class SourceChangedError(Error):
     """A source that is resumed gives other bytes than those stored before."""
 
     exit_code = 12
+
+
+class ChildError(Error):
+    """A limited child died, gave no answer in time, or broke its protocol."""
 
 
 class StoreNotFoundError(StoreError):

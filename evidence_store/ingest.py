@@ -29,6 +29,7 @@ from evidence_store.item import MAX_LISTED_GAPS, MAX_MANIFEST_BYTES, Manifest, p
 from evidence_store.ledger import Draft
 from evidence_store.model import Kind, StoredObject, canonical, clean, format_time
 from evidence_store.transfer import (
+    Concluding,
     ImageSource,
     Progress,
     SetSource,
@@ -180,10 +181,14 @@ class Ingest:
         if isinstance(self.source, SetSource):
             return take_set(backend, prefix, self.source, progress=self.progress), started
         size = getattr(self.source, "size", None)
-        linear = self.linear if self.linear is not None else (size or 0) <= LINEAR_LIMIT
+        wanted = self.source.digests if isinstance(self.source, Concluding) else ()
+        linear = self.linear
+        if linear is None:
+            linear = bool(wanted) or (size or 0) <= LINEAR_LIMIT
+        digests = list(dict.fromkeys([*self.digests, *wanted]))
         extra = {"segment_size": self.segment_size} if self.segment_size else {}
         taken = take_image(
-            backend, prefix, self.source, linear=linear, digests=self.digests,
+            backend, prefix, self.source, linear=linear, digests=digests,
             workers=self.workers, progress=self.progress, **extra,
         )  # fmt: skip
         return taken, started
@@ -239,6 +244,8 @@ class Ingest:
                 else "not taken for an image of this size; --linear takes it"
             )  # fmt: skip
         notes = list(taken.notes)
+        if isinstance(self.source, Concluding):
+            notes += self.source.conclude(taken.content)
         if segments.size == 0:
             notes.append("the source is empty")
         elif taken.holes_bytes == segments.size:

@@ -7,6 +7,7 @@ each object once; one that exists already (a resume) is read back and compared, 
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
@@ -59,6 +60,29 @@ class ImageSource(Source, Protocol):
 
     def next_data(self, offset: int) -> int:
         """Return the first offset >= `offset` that may hold data, or `size`. Zeros before it."""
+
+
+@runtime_checkable
+class Concluding(Protocol):
+    """A source that says of itself what its content must be (a container with stored digests)."""
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """Algorithms, beside SHA-256, that it needs of its content."""
+
+    def conclude(self, content: Mapping[str, str] | None) -> list[str]:
+        """Be told the digests of the content (None: not taken) once all was read.
+
+        Return remarks in words; any of them makes the item partial. May add to `facts`.
+        """
+
+
+class UnreadableError(OSError):
+    """Bytes cannot be read. `length`: how many, from the one asked for, are lost together."""
+
+    def __init__(self, why: str, length: int) -> None:
+        super().__init__(errno.EIO, why)
+        self.length = length
 
 
 class StreamSource(Source, Protocol):

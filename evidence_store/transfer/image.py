@@ -6,7 +6,8 @@ Only the runs of a segment that were read are looked at again: what lies between
 neither filled in nor scanned.
 
 Reading never stops at a bad spot: the failing range is narrowed to 4 KiB, recorded as unreadable
-and passed over. An end of file that comes too early is an unreadable range too.
+and passed over; a source that knows what is lost together says so (`UnreadableError`). An end of
+file that comes too early is an unreadable range too.
 """
 
 from __future__ import annotations
@@ -31,7 +32,14 @@ from evidence_store.digest import (
 from evidence_store.errors import SourceChangedError
 from evidence_store.item import Gap
 from evidence_store.model import clean
-from evidence_store.transfer import ImageSource, Progress, StreamSource, Taken, put_once
+from evidence_store.transfer import (
+    ImageSource,
+    Progress,
+    StreamSource,
+    Taken,
+    UnreadableError,
+    put_once,
+)
 
 SECTOR = 4096
 _READ = 1 << 20  # stays in a core's cache from the read to its digest
@@ -355,15 +363,17 @@ def read_runs(
                 n = source.readinto(view[at : min(end, at + _READ)], offset + at)
             except OSError as e:
                 span = min(end, at + _READ) - at
-                if span <= SECTOR:
-                    why = clean(e.strerror or str(e), 200)
-                    gaps.append(Gap(offset=offset + at, length=span, error=why))
-                    at += span
+                if isinstance(e, UnreadableError) and e.length > 0:
+                    span = min(span, e.length)
+                elif span > SECTOR:
+                    half = max(SECTOR, span // 2 // SECTOR * SECTOR)
+                    work.append((at + span, end))
+                    work.append((at + half, at + span))
+                    end = at + half
                     continue
-                half = max(SECTOR, span // 2 // SECTOR * SECTOR)
-                work.append((at + span, end))
-                work.append((at + half, at + span))
-                end = at + half
+                why = clean(e.strerror or str(e), 200)
+                gaps.append(Gap(offset=offset + at, length=span, error=why))
+                at += span
                 continue
             if n == 0:
                 gaps.append(Gap(offset=offset + at, length=end - at, error="source ended early"))

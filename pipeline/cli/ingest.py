@@ -39,7 +39,9 @@ def ingest(
     again: bool,
     read_back: bool,
 ) -> int:
-    """Take a file, split image (first part), block device, directory or standard input.
+    """Take a file, split image (first part), container, device, directory or standard input.
+
+    Of a container (E01, Ex01, qcow2, VMDK, VHD, VHDX) the disk inside is taken, with --kind disk.
 
     Interrupted? The same command again continues where it stopped.
     """
@@ -79,10 +81,20 @@ def _lines(case_id: str, done: Ingested) -> list[str]:
         f"  image root {m.image_root}",
         *[f"  {name} {value}" for name, value in (m.content or {}).items()],
     ]
+    lines += _container_digests(m)
     if m.content is None:
         lines.append(f"  no digest of all bytes: {m.content_absent}")
     lines.append(f"  {'read back and equal' if done.read_back else 'not read back'}")
     return [*lines, *_gaps(case_id, m)]
+
+
+def _container_digests(m: Manifest) -> list[str]:
+    found = {name: m.source.get(f"container_{name}") for name in ("md5", "sha1")}
+    return [
+        f"  equal to the {name} stored in the container"
+        for name, compared in found.items()
+        if isinstance(compared, dict) and compared.get("match")
+    ]
 
 
 def _gaps(case_id: str, m: Manifest) -> list[str]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import os
 
+import pytest
 from hypothesis import settings
+
+from tests.evidence_store import kit
 
 settings.register_profile(
     "impound",
@@ -15,3 +18,9 @@ settings.register_profile(
     derandomize=os.environ.get("CI") == "true",
 )
 settings.load_profile("impound")
+
+
+@pytest.fixture
+def world(tmp_path):
+    """A store with one open, empty case."""
+    return kit.make_world(tmp_path / "store")

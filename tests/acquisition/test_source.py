@@ -152,16 +152,17 @@ def test_a_pipe_is_refused_and_not_opened(tmp_path, kind):
 
 @pytest.mark.parametrize(
     ("head", "name"),
-    [(b"EVF\x09\x0d\x0a\xff\x00", "EWF"), (b"EVF2\x0d\x0a\x81\x00", "EWF2"),
-     (b"LVF\x09\x0d\x0a\xff\x00", "L01"), (b"QFI\xfb", "QCOW"), (b"KDMV", "VMDK"),
-     (b"# Disk DescriptorFile\n", "VMDK descriptor"), (b"vhdxfile", "VHDX"), (b"conectix", "VHD")],
+    [(b"EVF\x09\x0d\x0a\xff\x00", "segment file 0"), (b"EVF2\x0d\x0a\x81\x00", "segment file 0"),
+     (b"LVF\x09\x0d\x0a\xff\x00", "L01"), (b"QFI\xfb", "cannot be read: it is QCOW version 0"),
+     (b"KDMV", "it is one extent"), (b"# Disk DescriptorFile\n", "names no extent"),
+     (b"vhdxfile", "VHDX"), (b"conectix", "VHD")],
 )  # fmt: skip
 def test_a_container_is_not_taken_as_raw_but_as_a_record(tmp_path, head, name):
     path = tmp_path / "disk.bin"
     path.write_bytes(head + bytes(2000))
-    with pytest.raises(UnsupportedSourceError, match=name) as caught:
+    with pytest.raises(AcquisitionError, match=name) as caught:
         open_source(str(path), "disk")
-    assert "--kind record" in caught.value.hint
+    assert caught.value.hint
     taken = open_source(str(path), "record")
     assert [b"".join(m.chunks()) for m in taken.members()] == [path.read_bytes()]
 
@@ -169,7 +170,7 @@ def test_a_container_is_not_taken_as_raw_but_as_a_record(tmp_path, head, name):
 def test_a_fixed_vhd_is_known_by_its_end(tmp_path):
     path = tmp_path / "disk.vhd"
     path.write_bytes(bytes(4096) + b"conectix" + bytes(504))
-    with pytest.raises(UnsupportedSourceError, match="VHD"):
+    with pytest.raises(AcquisitionError, match="VHD"):
         open_source(str(path), "disk")
 
 
@@ -557,7 +558,7 @@ def test_a_closed_source_holds_no_descriptor_and_reads_no_more(tmp_path, kind):
 def test_a_refused_source_holds_no_descriptor(tmp_path):
     (tmp_path / "disk.vhdx").write_bytes(b"vhdxfile" + bytes(100))
     before = os.listdir("/proc/self/fd")  # noqa: PTH208
-    with pytest.raises(UnsupportedSourceError):
+    with pytest.raises(AcquisitionError):
         open_source(str(tmp_path / "disk.vhdx"), "disk")
     assert os.listdir("/proc/self/fd") == before  # noqa: PTH208
 
