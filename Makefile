@@ -66,7 +66,8 @@ deps:  ## Debian packages for the slow tests and benchmarks (root).
 	DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends \
 	  python3-venv e2fsprogs xfsprogs ntfs-3g dosfstools mtools \
 	  exfatprogs exfat-fuse fdisk strace openssl dash zstd \
-	  chromium poppler-utils sleuthkit ewf-tools dc3dd shellcheck
+	  chromium poppler-utils sleuthkit ewf-tools dc3dd shellcheck \
+	  qemu-utils libnbd-bin
 
 lock: $(VENV)/.python  ## Renew constraints.txt.
 	rm -rf $(VENV)-lock

@@ -3,19 +3,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import click
 
-from evidence_store.errors import ItemNotFoundError, SigningKeyError
+from evidence_store.checkpoint import Checkpoint
+from evidence_store.errors import IntegrityError, ItemNotFoundError, SigningKeyError
 from evidence_store.ledger import Draft
 from evidence_store.model import clean
 from evidence_store.store import Case
-from pipeline.cli.base import Globals, Group, pass_globals, shown, table
+from pipeline import nbd
+from pipeline.cli.base import Globals, Group, human, pass_globals, receipt, shown, table
 from pipeline.cli.case import checked, size_cell
 from pipeline.errors import UsageError
 
@@ -74,7 +79,9 @@ def cat(options: Globals, case_id: str, item_id: str, span: str | None, member: 
         else _member(case, item_id, member, first, last)
     )
     start = next(chunks, b"")  # what cannot be opened fails before it is called an access
-    _record_access(options, case_id, item_id, span, member)
+    if _can_record(options, item_id):
+        data = {"how": "item cat", "range": span or "all", "member": clean(member or "", 200)}
+        _record_access(options, case_id, item_id, data=data)
     out = sys.stdout.buffer
     out.write(start)
     for chunk in chunks:
@@ -113,21 +120,102 @@ def _member(
         os.close(fd)
 
 
+def _can_record(options: Globals, item_id: str) -> bool:
+    """Whether an access can be recorded without asking; say so if not."""
+    if options.session.passphrase.unattended and not options.session.missing_keys():
+        return True
+    options.say(f"this reading of {item_id} is not recorded (no key, or no passphrase at hand)")
+    return False
+
+
 def _record_access(
-    options: Globals, case_id: str, item_id: str, span: str | None, member: str | None
-) -> None:
-    if not options.session.passphrase.unattended or options.session.missing_keys():
-        options.say(f"this reading of {item_id} is not recorded (no key, or no passphrase at hand)")
-        return
-    data = {"how": "item cat", "range": span or "all", "member": clean(member or "", 200)}
-    fields: dict[str, Any] = {"item": item_id, "data": data}
+    options: Globals, case_id: str, item_id: str, **fields: Any
+) -> Checkpoint | None:
     try:
         case = options.session.open_store(writing=True).case(case_id)
-        case.record(lambda: Draft("item.accessed", fields))
+        case.record(lambda: Draft("item.accessed", {"item": item_id, **fields}))
     except SigningKeyError as e:
         options.say(f"this reading of {item_id} is not recorded: {e}")
-        return
-    options.seal(case)
+        return None
+    return options.seal(case)
+
+
+@item.command()
+@click.argument("case_id", metavar="CASE")
+@click.argument("item_id", metavar="ITEM")
+@click.option("--port", type=click.IntRange(0, 65535), default=None,
+              help="TCP port on 127.0.0.1 (default 10809; 0: a free one).")  # fmt: skip
+@click.option("--socket", "path", type=click.Path(path_type=Path), metavar="PATH",
+              help="Unix socket instead, for this user only.")  # fmt: skip
+@click.option("--unreadable-zeros", is_flag=True,
+              help="Zeros where the source could not be read (default: an I/O error).")  # fmt: skip
+@pass_globals
+def serve(
+    options: Globals,
+    case_id: str,
+    item_id: str,
+    port: int | None,
+    path: Path | None,
+    unreadable_zeros: bool,
+) -> None:
+    """Serve an image item read-only over NBD, each segment verified first, until interrupted.
+
+    The session is recorded at its end if your signing key can be opened without asking.
+    """
+    if path is not None and port is not None:
+        raise UsageError("--port and --socket exclude each other")
+    case = options.read_case(checked(case_id))
+    with case.open(item_id):  # says what is wrong with it before anything listens
+        segments = case.segments(case.manifest(item_id))
+    objects = case.objects(item_id)
+    export = nbd.Export(item_id, segments, objects.open, unreadable_zeros=unreadable_zeros)
+    recorded = _can_record(options, item_id)
+    if lost := sum(gap.length for gap in segments.unreadable):
+        how = "are served as zeros" if unreadable_zeros else "are I/O errors (--unreadable-zeros)"
+        options.warn(f"{lost} bytes in {len(segments.unreadable)} unreadable ranges {how}")
+    with nbd.listening(nbd.DEFAULT_PORT if port is None else port, path) as (listener, address):
+        uri = nbd.uri(address, item_id)
+        server = nbd.Server(export, listener)
+        with _stopped_by_signals(server):
+            options.result(
+                {"message_type": "listening", "uri": uri, "case": case_id, "item": item_id,
+                 "size": export.size},
+                [f"serving {item_id} ({human(export.size)}, read-only) at {uri}"],
+            )  # fmt: skip
+            sys.stdout.flush()
+            options.say(f"  nbdcopy '{uri}' disk.raw  |  qemu-img convert -O qcow2 '{uri}' d.qcow2")
+            options.say(f"  nbdfuse DIR '{uri}'  |  end with Ctrl-C")
+            served = server.serve()
+    bad = list(served.bad.values())
+    data = {"how": "item serve", "clients": served.clients, "bytes": served.bytes,
+            "bad_segments": len(bad)}  # fmt: skip
+    sealed = None
+    if recorded and served.clients:
+        result = "partial" if bad else "ok"
+        sealed = _record_access(options, case_id, item_id, data=data, result=result)
+    options.result(
+        {"message_type": "served", "clients": served.clients, "bytes": served.bytes,
+         "bad_segments": len(bad), "receipt": receipt(sealed)},
+        [f"served {human(served.bytes)} to {served.clients} clients"],
+    )  # fmt: skip
+    if bad:
+        raise IntegrityError(
+            f"{len(bad)} segments of {item_id} were not served: {bad[0]}",
+            hint="stop using this copy; impound verify --deep names everything that differs",
+        )
+
+
+@contextlib.contextmanager
+def _stopped_by_signals(server: nbd.Server) -> Iterator[None]:
+    before = {
+        number: signal.signal(number, lambda _number, _frame: server.stop())
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @item.command()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import os
@@ -268,6 +269,32 @@ def test_json_errors_are_one_object_on_stderr(impound):
 
 
 # -- evidence --------------------------------------------------------------------------------------
+
+
+def test_ingest_of_a_container_compares_its_own_digest(opened, tmp_path, need_tool):
+    need_tool("ewfacquire")
+    raw, path = tmp_path / "disk.raw", tmp_path / "disk.E01"
+    raw.write_bytes(os.urandom(200_000) + bytes(312_000))
+    subprocess.run(
+        ["ewfacquire", "-u", "-q", "-c", "none", "-t", path.with_suffix(""), raw],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    done = opened("ingest", "T-1001", path, "--kind", "disk")
+    assert done.code == 0, done.err
+    assert f"sha256 {hashlib.sha256(raw.read_bytes()).hexdigest()}" in done.out
+    assert "equal to the md5 stored in the container" in done.out
+    body = bytearray(path.read_bytes())
+    body[100_000] ^= 1
+    path.write_bytes(body)
+    done = opened("ingest", "T-1001", path, "--kind", "disk")
+    assert done.code == 3
+    assert "GAP: 32768 bytes in 1 ranges unreadable" in done.out
+    assert "does not have the MD5 stored in the container" in done.out
+    path.write_bytes(body[:2000])
+    done = opened("ingest", "T-1001", path, "--kind", "disk")
+    assert done.code == 12
+    assert done.err.startswith("impound: disk.E01 is damaged: no table of chunks is left")
+    assert "--kind record" in done.err
 
 
 def test_ingest_again_stores_nothing(opened, tmp_path):
