@@ -110,7 +110,9 @@ class Leftovers:
 class Backend(Protocol):
     """The contract stands in the module's docstring."""
 
-    uri: str
+    @property
+    def uri(self) -> str:
+        """Where it is, for people."""
 
     def create(self, key: str, body: Body, *, sha256: str | None = None) -> Stored:
         """Store `body` under `key`, durable on return.

@@ -32,10 +32,16 @@ from evidence_store.errors import (
     IntegrityError,
     StoreError,
 )
-from evidence_store.sign import PublicKey, Signer, parse_note, sign_note, verify_note
+from evidence_store.sign import (
+    MAX_NOTE_BYTES,
+    PublicKey,
+    Signer,
+    parse_note,
+    sign_note,
+    verify_note,
+)
 
 if TYPE_CHECKING:
-    from evidence_store.backend import Backend
     from evidence_store.ledger import Ledger
     from evidence_store.store import Case
 
@@ -307,12 +313,18 @@ class Sealer:
     that each earlier checkpoint, and the last one remembered outside the store, is a prefix.
     """
 
-    backend: Backend
     signer: Signer
     last_seen: LastSeen | None = None
 
     def seal(self, case: Case) -> Checkpoint:
-        """Write a checkpoint for the ledger's present size, unless there is one; return it.
+        """Store a checkpoint for the ledger's present size, unless there is one; return it.
+
+        Raises: as `sign`.
+        """
+        return publish(case, self.sign(case), self.last_seen)
+
+    def sign(self, case: Case) -> bytes:
+        """Return the signed note of a checkpoint for the ledger's present size. Stores nothing.
 
         Raises: IntegrityError if the ledger is not an extension of what was sealed or seen before;
         StoreError.
@@ -333,15 +345,32 @@ class Sealer:
         sizes = checkpoint_sizes(case)
         for earlier in sizes:
             read_checkpoint(case, earlier)
+        if size in sizes:
+            return case.store.backend.read(note_key(case, size), MAX_NOTE_BYTES)
         checkpoint = Checkpoint(size, ledger.roots[size], ledger.origin or "")
-        if size not in sizes:
-            place = f"{case.prefix}/{folder(size)}"
-            proof = inclusion_proof(ledger.leaves, size - 1)
-            note = sign_checkpoint(checkpoint, self.signer)
-            with contextlib.suppress(AlreadyExistsError):
-                self.backend.create(f"{place}/last.proof", encode_proof(proof))
-            with contextlib.suppress(AlreadyExistsError):
-                self.backend.create(f"{place}/log.note", note)
-        if self.last_seen:
-            self.last_seen.put(store_id, case.case_id, checkpoint, ledger.ring.first)
-        return checkpoint
+        return sign_checkpoint(checkpoint, self.signer)
+
+
+def note_key(case: Case, size: int) -> str:
+    """Key of the note of the checkpoint over the first `size` entries."""
+    return f"{case.prefix}/{folder(size)}/log.note"
+
+
+def publish(case: Case, note: bytes, last_seen: LastSeen | None) -> Checkpoint:
+    """Store a checkpoint that a sealer signed, if it is true of the ledger; return it.
+
+    Raises: IntegrityError if it is not, or is signed by no key that may; StoreError.
+    """
+    case.refresh()
+    ledger, backend = case.ledger, case.store.backend
+    size = parse_checkpoint(parse_note(note).text).size
+    checkpoint = verify_checkpoint(note, ledger.origin or "", ledger.ring.checkpoint_keys(size))
+    compare_with_checkpoint(ledger, checkpoint, "the sealer")
+    proof = encode_proof(inclusion_proof(ledger.leaves[:size], size - 1))
+    with contextlib.suppress(AlreadyExistsError):
+        backend.create(f"{case.prefix}/{folder(size)}/last.proof", proof)
+    with contextlib.suppress(AlreadyExistsError):
+        backend.create(note_key(case, size), note)
+    if last_seen:
+        last_seen.put(case.store.identity.store_id, case.case_id, checkpoint, ledger.ring.first)
+    return checkpoint

@@ -563,7 +563,7 @@ class Case:
 
     def seal(self, signer: Signer) -> Checkpoint:
         """Sign a checkpoint over the ledger as it is now; see `Sealer`."""
-        return Sealer(self.store.backend, signer, self.store.last_seen).seal(self)
+        return Sealer(signer, self.store.last_seen).seal(self)
 
     def latest_checkpoint(self) -> Checkpoint | None:
         """Return the newest stored checkpoint, signature and root verified, or None.

@@ -78,6 +78,37 @@ class Remark:
         return f"{self.about}: {self.text}"
 
 
+@dataclass(frozen=True)
+class Opinion:
+    """A verification of an item that another identity than its acquirer recorded.
+
+    `by`: ARN that AWS vouched for, else the key that signed; `entry`: where it stands.
+    """
+
+    item: str
+    by: str
+    entry: int
+    how: str
+    result: str
+
+
+def second_opinions(case: Case) -> list[Opinion]:
+    """Return, of each item, the newest verification by somebody else than who acquired it."""
+    acquired: dict[str, str] = {}
+    newest: dict[str, Opinion] = {}
+    for logged in case.ledger.entries:
+        event, said = logged.event, logged.event.actor.authenticated or {}
+        who = str(said.get("arn") or f"key {logged.signed_by}")
+        if event.item is None:
+            continue
+        if event.action == "item.acquired":
+            acquired.setdefault(event.item, who)
+        elif event.action == "item.verified" and acquired.get(event.item, who) != who:
+            how = str((event.data or {}).get("how", ""))
+            newest[event.item] = Opinion(event.item, who, event.seq, how, event.result)
+    return list(newest.values())
+
+
 @dataclass
 class Verdict:
     """What a verification found.
@@ -92,6 +123,7 @@ class Verdict:
         items: complete items checked.
         objects: objects whose presence and size were checked.
         hashed_bytes: bytes of objects whose SHA-256 was recomputed.
+        opinions: verifications recorded by another identity than the acquirer's.
         deep: whether all content was hashed.
         linear: whether linear digests were recomputed, where a manifest states them.
         linear_items: images whose linear digests were recomputed and compared.
@@ -110,6 +142,7 @@ class Verdict:
     items: int = 0
     objects: int = 0
     hashed_bytes: int = 0
+    opinions: list[Opinion] = field(default_factory=list)
     linear_items: int = 0
     leftovers: Leftovers | None = None
 
@@ -217,6 +250,7 @@ class _Verification:
             return False
         self.verdict.entries = len(ledger.entries)
         self.verdict.first_key = ledger.ring.first
+        self.verdict.opinions = second_opinions(self.case)
         return True
 
     def _binding(self) -> None:

@@ -35,6 +35,21 @@ class S3Settings(BaseModel):
         pattern=_KMS_KEY,
         description="ARN of the KMS key that encrypts what is stored in S3",
     )
+    retention_days: int = Field(
+        default=90, ge=1, le=36500, description="COMPLIANCE retention of evidence in S3, days"
+    )
+    record_days: int = Field(
+        default=3650, ge=1, le=36500, description="the same of ledgers, checkpoints and keys"
+    )
+    legal_hold: bool = Field(
+        default=True, description="hold every object until a custodian releases it"
+    )
+    profile: str = Field(
+        default="", description="AWS profile for the store (default: the environment)"
+    )
+    region: str = Field(
+        default="", description="Region of the store (default: that of the profile)"
+    )
 
 
 class SigningSettings(BaseModel):
@@ -58,7 +73,9 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    store: str = Field("./evidence", description="where evidence is kept (directory)")
+    store: str = Field(
+        "./evidence", description="where evidence is kept (directory, or s3://bucket/prefix)"
+    )
     deployment: str = Field(
         "impound.local",
         pattern=r"^[A-Za-z0-9._-]{1,100}$",
@@ -97,6 +114,11 @@ def config_home() -> Path:
 def state_home() -> Path:
     """`$XDG_STATE_HOME/impound`."""
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "impound"
+
+
+def cache_home() -> Path:
+    """`$XDG_CACHE_HOME/impound`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "impound"
 
 
 def load(explicit: str | None = None) -> Loaded:

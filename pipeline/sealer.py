@@ -8,8 +8,10 @@ leaves, what it says stands in an anchor bucket, write-once for each size, under
     event    {"store": "s3://bucket/prefix", "case": "T-1001"}
     answer   {"origin", "size", "root", "note"}: the checkpoint, and its signed note as text
 
+It writes nothing into the evidence bucket: whoever asked stores the note, which anybody can check.
+
 Environment: `IMPOUND_EVIDENCE_STORE` (the store it may seal, or a prefix of it),
-`IMPOUND_ANCHOR_BUCKET`, `IMPOUND_CHECKPOINT_KEY` (ARN), `IMPOUND_STORE_KEY` (ARN).
+`IMPOUND_ANCHOR_BUCKET`, `IMPOUND_CHECKPOINT_KEY` (ARN).
 """
 
 from __future__ import annotations
@@ -17,29 +19,33 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 
+from evidence_store.aws import KmsSigner
 from evidence_store.backend import Backend
 from evidence_store.checkpoint import (
     Checkpoint,
     LastSeen,
     Sealer,
     compare_with_checkpoint,
-    folder,
     parse_checkpoint,
 )
 from evidence_store.errors import IntegrityError, StoreError
 from evidence_store.model import CASE_ID, canonical
-from evidence_store.sign import PublicKey, Signer
+from evidence_store.s3 import S3Backend
+from evidence_store.sign import PublicKey, Signer, parse_note
 from evidence_store.store import Store
 from pipeline.errors import UsageError
 
-MAX_NOTE_BYTES = 1 << 20
 _STORE = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_-][A-Za-z0-9._-]*)*/?")
 
 
@@ -149,11 +155,12 @@ def seal(backend: Backend, signer: Signer, anchor: Anchor, case_id: str) -> dict
         if known[1] != first:
             raise IntegrityError(f"the first key of {case_id} is not the one it was sealed with")
     anchored = _AnchoredSigner(signer, anchor, store_id, case_id, first)
-    checkpoint = Sealer(backend, anchored, anchor).seal(case)
-    key = f"{case.prefix}/{folder(checkpoint.size)}/log.note"
+    note = Sealer(anchored, anchor).sign(case)
+    checkpoint = parse_checkpoint(parse_note(note).text)
+    anchor.put(store_id, case_id, checkpoint, first)
     return {
         "origin": checkpoint.origin, "size": checkpoint.size, "root": checkpoint.root_text,
-        "note": backend.read(key, MAX_NOTE_BYTES).decode(),
+        "note": note.decode(),
     }  # fmt: skip
 
 
@@ -184,3 +191,13 @@ def parse_event(event: Any, environment: Mapping[str, str]) -> Order:
         raise UsageError(f"this function does not seal {store}")
     bucket, _, prefix = store.removeprefix("s3://").partition("/")
     return Order(bucket, prefix, case_id)
+
+
+def handler(event: Any, _context: Any) -> dict[str, Any]:
+    """Entry of the Lambda function; see the module. Raises: as `seal`, UsageError."""
+    order = parse_event(event, os.environ)
+    session = boto3.session.Session()
+    s3 = session.client("s3")
+    backend = S3Backend(s3, order.bucket, order.prefix, None, Path(tempfile.gettempdir()))
+    signer = KmsSigner(session.client("kms"), os.environ["IMPOUND_CHECKPOINT_KEY"])
+    return seal(backend, signer, Anchor(s3, os.environ["IMPOUND_ANCHOR_BUCKET"]), order.case_id)

@@ -5,27 +5,39 @@ from __future__ import annotations
 
 import getpass
 import hashlib
+import json
 import os
 import platform
+import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+from evidence_store.aws import Failure, KmsSigner, failures
 from evidence_store.backend import LocalBackend
-from evidence_store.checkpoint import LastSeen
-from evidence_store.errors import SigningKeyError
+from evidence_store.checkpoint import Checkpoint, LastSeen, publish
+from evidence_store.errors import SigningKeyError, StoreError
 from evidence_store.ledger import Scribe
-from evidence_store.model import Actor, Tool, clean
-from evidence_store.sign import LocalSigner, PublicKey
-from evidence_store.store import Store
+from evidence_store.model import Actor, Clock, Tool, clean
+from evidence_store.s3 import Protection, S3Backend
+from evidence_store.sign import LocalSigner, PublicKey, Signer
+from evidence_store.store import Case, Store
 from pipeline import __version__
-from pipeline.config import Settings, config_home, state_home
-from pipeline.errors import UsageError
+from pipeline.config import Settings, cache_home, config_home, state_home
+from pipeline.errors import ConfigError, UsageError
 
+if TYPE_CHECKING:
+    import boto3
+
+_S3_URI = re.compile(
+    r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])"
+    r"(/(?P<prefix>[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*))?/?"
+)
 KEY_NAMES = ("entry", "checkpoint")
 _PACKAGES = ("acquisition", "analysis", "evidence_store", "pipeline")
 
@@ -127,6 +139,33 @@ class Session:
         """Return which of the two local keys do not exist."""
         return [name for name in KEY_NAMES if not self.key_path(name).exists()]
 
+    @property
+    def entry_signer(self) -> Signer:
+        """Who signs entries: the KMS key of the settings, else the local key.
+
+        Raises: SigningKeyError.
+        """
+        if key := self.settings.signing.entry_key:
+            return KmsSigner(self.client("kms", _region_of(key)), key)
+        return self.signer("entry")
+
+    @property
+    def checkpoint_public(self) -> PublicKey:
+        """Public half of the key that seals: that of the settings, else the local one.
+
+        Raises: SigningKeyError.
+        """
+        if key := self.settings.signing.checkpoint_key:
+            return KmsSigner(self.client("kms", _region_of(key)), key).public
+        return self.public_key("checkpoint")
+
+    @property
+    def local_key_uses(self) -> list[str]:
+        """For which uses the settings name no key in KMS."""
+        named = self.settings.signing
+        return [n for n, key in zip(KEY_NAMES, (named.entry_key, named.checkpoint_key), strict=True)
+                if not key]  # fmt: skip
+
     def make_keys(self, names: Iterable[str]) -> dict[str, PublicKey]:
         """Make local keys that do not exist yet; return them.
 
@@ -149,35 +188,152 @@ class Session:
 
     @cached_property
     def actor(self) -> Actor:
-        """Who writes. Nobody vouches for a local user, so nothing is `authenticated`."""
+        """Who writes. Only in AWS does a third party vouch for it: STS says who is calling.
+
+        Raises: StoreError if AWS does not say.
+        """
         asserted = {"user": clean(getpass.getuser(), 100), "uid": os.getuid()}
         if self.settings.responder:
             asserted["responder"] = clean(self.settings.responder, 100)
-        return Actor.model_validate(
-            {"asserted": asserted, "host": {"name": clean(platform.node(), 100)}}
+        actor: dict[str, Any] = {
+            "asserted": asserted, "host": {"name": clean(platform.node(), 100)},
+        }  # fmt: skip
+        if self.in_aws:
+            actor["authenticated"] = self._caller()
+        return Actor.model_validate(actor)
+
+    def _caller(self) -> dict[str, str]:
+        try:
+            said = self.client("sts").get_caller_identity()
+        except failures() as e:
+            raise Failure(e).error("cannot find out who is calling AWS") from e
+        return {"arn": clean(said["Arn"], 300), "account": said["Account"],
+                "user_id": clean(said["UserId"], 200)}  # fmt: skip
+
+    # -- the store -------------------------------------------------------------------------------
+
+    @property
+    def in_aws(self) -> bool:
+        """Whether the store is in S3."""
+        return self.store_uri.startswith("s3://")
+
+    @cached_property
+    def _aws(self) -> boto3.session.Session:
+        """The session of every client; its credentials renew themselves where they can."""
+        import boto3
+
+        settings = self.settings.s3
+        try:
+            return boto3.session.Session(
+                profile_name=settings.profile or None, region_name=settings.region or None
+            )
+        except failures() as e:
+            raise Failure(e).error("cannot use AWS") from e
+
+    def client(self, service: str, region: str | None = None, **options: Any) -> Any:
+        """Return a client. Raises: StoreError."""
+        from botocore.config import Config
+
+        config = Config(
+            retries={"mode": "standard", "total_max_attempts": 6},
+            max_pool_connections=64,
+            tcp_keepalive=True,
+            user_agent_extra=f"impound/{__version__}",
+            **options,
         )
+        try:
+            return self._aws.client(service, region_name=region, config=config)
+        except failures() as e:
+            raise Failure(e).error(f"cannot use AWS ({service})") from e
 
-    def scribe(self) -> Scribe:
-        """Return who writes into the ledger. Raises: SigningKeyError."""
-        return Scribe(self.actor, tool_identity(), self.signer("entry"))
+    def _s3_backend(self, *, writing: bool) -> S3Backend:
+        match = _S3_URI.fullmatch(self.store_uri)
+        if match is None:
+            raise UsageError(
+                f"not the address of a store: {clean(self.store_uri, 100)}",
+                hint="it looks like s3://bucket or s3://bucket/prefix",
+            )
+        settings = self.settings.s3
+        protection = None
+        if settings.kms_key:
+            protection = Protection(
+                settings.kms_key, settings.retention_days, settings.record_days,
+                settings.legal_hold,
+            )  # fmt: skip
+        elif writing:
+            raise ConfigError(
+                "a store in S3 needs the key that encrypts it",
+                hint='set kms_key = "arn:…" in the table [s3] of the settings',
+            )
+        backend = S3Backend(
+            self.client("s3"), match["bucket"], match["prefix"] or "", protection,
+            cache_home() / "s3",
+        )  # fmt: skip
+        if writing:
+            backend.check_fit()
+        return backend
 
-    def local_root(self) -> Path:
-        """Directory of a local store. Raises: UsageError if the URI is of another kind."""
+    def local_root(self) -> Path | None:
+        """Directory of a local store; None in S3. Raises: UsageError if it is neither."""
         parts = urlsplit(self.store_uri)
         if parts.scheme == "file":
             return Path(unquote(parts.path))
+        if self.in_aws:
+            return None
         if "://" in self.store_uri:
             raise UsageError(
                 f"cannot open a store at {clean(self.store_uri, 100)}",
-                hint="a store is a directory, given as a path or file:// address",
+                hint="a store is a directory (a path, file://…) or s3://bucket/prefix",
             )
         return Path(self.store_uri)
 
     def open_store(self, *, writing: bool = False) -> Store:
         """Return the store, for reading, or with the user's entry key for writing.
 
-        Raises: UsageError, SigningKeyError.
+        Raises: UsageError, ConfigError, SigningKeyError, StoreError.
         """
-        backend = LocalBackend(self.local_root())
         last_seen = LastSeen(state_home() / "last-seen")
-        return Store(backend, self.scribe() if writing else None, last_seen)
+        root = self.local_root()
+        if root is not None:
+            return Store(LocalBackend(root), self._scribe() if writing else None, last_seen)
+        backend = self._s3_backend(writing=writing)
+        return Store(backend, self._scribe(backend) if writing else None, last_seen)
+
+    def _scribe(self, backend: S3Backend | None = None) -> Scribe:
+        def clock() -> Clock:
+            return Clock(source="system", server_date=backend.server_date if backend else None)
+
+        return Scribe(self.actor, tool_identity(), self.entry_signer, clock_facts=clock)
+
+    def ask_sealer(self, case: Case) -> Checkpoint:
+        """Have the sealer of the settings seal a case, and store what it signed.
+
+        Raises: StoreError, IntegrityError if what it answers is not true of the ledger.
+        """
+        name = self.settings.signing.sealer
+        client = self.client("lambda", _region_of(name), read_timeout=60)
+        order = {"store": case.store.backend.uri, "case": case.case_id}
+        try:
+            answer = client.invoke(FunctionName=name, Payload=json.dumps(order).encode())
+            body = json.loads(answer["Payload"].read())
+        except failures() as e:
+            raise Failure(e).error(f"cannot ask the sealer {name}") from e
+        except ValueError as e:
+            raise StoreError(f"the sealer {name} gave no JSON") from e
+        if answer.get("FunctionError") or not isinstance(body, dict) or "note" not in body:
+            said = body.get("errorMessage", "") if isinstance(body, dict) else ""
+            raise StoreError(
+                f"the sealer {name} refused: {clean(str(said), 300) or 'no reason given'}",
+                hint=f"ask who runs it; impound verify {case.case_id} shows what is unsealed",
+            )
+        return publish(case, str(body["note"]).encode(), case.store.last_seen)
+
+
+def _region_of(arn: str) -> str | None:
+    """Region in an ARN, None for a bare name.
+
+    >>> _region_of("arn:aws:kms:eu-central-1:111122223333:key/x")
+    'eu-central-1'
+    """
+    parts = arn.split(":")
+    return parts[3] if len(parts) > 4 else None

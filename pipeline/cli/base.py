@@ -145,8 +145,23 @@ class Globals:
     def seal(self, case: Case) -> Checkpoint | None:
         """Make the checkpoint at the end of a command that changed a case, and print the receipt.
 
-        A checkpoint key kept elsewhere is not an error: the entries stay unsealed, which is said.
+        A checkpoint key kept elsewhere, or a sealer that does not answer, is not an error: what was
+        recorded stays recorded, and that it is unsealed is said.
         """
+        checkpoint = self._checkpoint(case)
+        if checkpoint and not self.as_json:
+            self.say(f"receipt {case.case_id} {checkpoint} (keep it with the ticket)")
+        return checkpoint
+
+    def _checkpoint(self, case: Case) -> Checkpoint | None:
+        from evidence_store.errors import StoreError
+
+        if self.session.settings.signing.sealer and self.session.in_aws:
+            try:
+                return self.session.ask_sealer(case)
+            except StoreError as e:
+                self.warn(f"{e}; case {case.case_id} is not sealed (impound seal {case.case_id})")
+                return None
         if "checkpoint" in self.session.missing_keys():
             self.warn(f"no checkpoint key here; seal case {case.case_id} where it is kept")
             return None
@@ -156,10 +171,7 @@ class Globals:
                 f"your checkpoint key {kid} may not seal case {case.case_id}; ask who opened it"
             )
             return None
-        checkpoint = case.seal(self.session.signer("checkpoint"))
-        if not self.as_json:
-            self.say(f"receipt {case.case_id} {checkpoint} (keep it with the ticket)")
-        return checkpoint
+        return case.seal(self.session.signer("checkpoint"))
 
 
 class Lazy(click.Group):

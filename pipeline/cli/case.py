@@ -16,7 +16,6 @@ from evidence_store.sign import PublicKey
 from evidence_store.store import check_case_id
 from pipeline.cli.base import Command, Globals, Group, human, pass_globals, receipt, table
 from pipeline.errors import UsageError
-from pipeline.session import KEY_NAMES
 
 
 @click.group(cls=Group)
@@ -58,7 +57,9 @@ def open_(
     checked(case_id)
     session = options.session
     elsewhere = None if checkpoint_key is None else read_public_key(checkpoint_key)
-    _offer_keys(options, ("entry",) if elsewhere else KEY_NAMES)
+    _offer_keys(
+        options, [n for n in session.local_key_uses if not (elsewhere and n == "checkpoint")]
+    )
     store = session.open_store(writing=True)
     opened = store.create_case(
         case_id,
@@ -66,7 +67,7 @@ def open_(
         deployment=session.settings.deployment,
         title=title,
         contact=contact,
-        checkpoint_key=elsewhere or session.public_key("checkpoint"),
+        checkpoint_key=elsewhere or session.checkpoint_public,
     )
     checkpoint = options.seal(opened)
     first = opened.ledger.ring.first
@@ -178,6 +179,7 @@ def _entry(event: CustodyEvent, sha256: str) -> dict[str, Any]:
     return {
         "seq": event.seq, "time": event.time, "action": event.action, "item": event.item,
         "result": event.result, "who": str(said.get("responder") or said.get("user") or ""),
+        "identity": (event.actor.authenticated or {}).get("arn"),
         "note": event.note, "refs": event.refs or [], "sha256": sha256,
     }  # fmt: skip
 
@@ -205,7 +207,11 @@ def close(options: Globals, case_id: str, note: str) -> None:
 def seal(options: Globals, case_id: str) -> None:
     """Sign a checkpoint over a case's ledger and print the receipt."""
     found = options.read_case(checked(case_id))
-    checkpoint = found.seal(options.session.signer("checkpoint"))
+    session = options.session
+    if session.settings.signing.sealer and session.in_aws:
+        checkpoint = session.ask_sealer(found)
+    else:
+        checkpoint = found.seal(session.signer("checkpoint"))
     options.result(
         {"case": case_id, "receipt": receipt(checkpoint)},
         [f"receipt {case_id} {checkpoint}"],

@@ -50,7 +50,7 @@ def verify(
     if record and verdict.entries:
         _record(case, verdict)
         document["receipt"] = receipt(options.seal(case)) if not verdict.findings else None
-    options.result(document, _lines(verdict))
+    options.result(document, _lines(verdict, in_aws=options.session.in_aws))
     return verdict.exit_code
 
 
@@ -97,7 +97,7 @@ def _sum(objects: list[Stored]) -> dict[str, int]:
     return {"files": len(objects), "bytes": sum(stored.size for stored in objects)}
 
 
-def _lines(verdict: Verdict) -> list[str]:
+def _lines(verdict: Verdict, *, in_aws: bool) -> list[str]:
     lines = [f"BROKEN  {finding}" for finding in verdict.findings]
     lines += [f"note    {note}" for note in verdict.notes]
     lines += [
@@ -112,9 +112,15 @@ def _lines(verdict: Verdict) -> list[str]:
     if verdict.first_key:
         lines.append(f"  first key {verdict.first_key}")
     lines += _left_over(verdict)
+    lines += [
+        f"  {o.item}, another identity verified it: {o.by} ({o.how}, {o.result}, entry {o.entry})"
+        for o in verdict.opinions
+    ]
     lines.append(
-        "  a local store: one operator holds both keys. Compare checkpoint and key with the ticket."
-    )
+        "  Compare checkpoint and key with the ticket." if in_aws
+        else "  a local store: one operator holds both keys. Compare checkpoint and key with the "
+        "ticket."
+    )  # fmt: skip
     return lines
 
 

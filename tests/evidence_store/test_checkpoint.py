@@ -236,7 +236,7 @@ def test_sealer_wants_a_listed_key(world):
 
 def test_sealer_wants_a_ledger(tmp_path, world):
     with pytest.raises(CaseNotFoundError):
-        Sealer(world.store.backend, CHECKPOINT).seal(Case(world.store, "T-none"))
+        Sealer(CHECKPOINT).seal(Case(world.store, "T-none"))
 
 
 def test_a_revoked_checkpoint_key_seals_no_more_but_its_old_seals_hold(world):

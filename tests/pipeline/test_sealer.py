@@ -64,7 +64,8 @@ def test_it_signs_and_anchors(world, s3, anchor):
 
 def test_again_is_the_same(world, s3, anchor):
     first = sealed(world, anchor)
-    assert sealed(world, anchor) == first
+    again = sealed(world, anchor)
+    assert first | {"note": ""} == again | {"note": ""}  # two ECDSA signatures differ
     world.note()
     assert sealed(world, anchor)["size"] == first["size"] + 1
     assert anchors(s3) == ["0000000000000001.json", "0000000000000002.json"]

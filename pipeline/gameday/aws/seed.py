@@ -66,8 +66,7 @@ def seed(stand: Stand, handler: str) -> Seeded:
     kms = stand.client("kms", AUDIT)
     store_key = _key(kms, "evidence", _policy(
         _allow(_root(AUDIT), "kms:*"),
-        _allow(role_arn(LOG_ARCHIVE, SEALER_ROLE), "kms:Decrypt", "kms:GenerateDataKey",
-               "kms:DescribeKey"),
+        _allow(role_arn(LOG_ARCHIVE, SEALER_ROLE), "kms:Decrypt", "kms:DescribeKey"),
     ))  # fmt: skip
     signing = {"KeySpec": "ECC_NIST_P256", "KeyUsage": "SIGN_VERIFY"}
     entry_key = _key(kms, "ledger entries", _policy(
@@ -97,7 +96,6 @@ def seed(stand: Stand, handler: str) -> Seeded:
             "IMPOUND_EVIDENCE_STORE": f"s3://{EVIDENCE_BUCKET}",
             "IMPOUND_ANCHOR_BUCKET": ANCHOR_BUCKET,
             "IMPOUND_CHECKPOINT_KEY": checkpoint_key,
-            "IMPOUND_STORE_KEY": store_key,
         },
     )  # fmt: skip
     responder = stand.credentials(AUDIT, RESPONDER_ROLE, "GAMEDAY.responder")
@@ -141,11 +139,8 @@ def _evidence_bucket(s3: Any, key: str) -> None:
          "Action": ["s3:DeleteObject", "s3:DeleteObjectVersion"], "Resource": f"{bucket}/*"},
         {"Sid": "SealerReads", "Effect": "Allow",
          "Principal": {"AWS": role_arn(LOG_ARCHIVE, SEALER_ROLE)},
-         "Action": ["s3:ListBucket", "s3:GetObject"], "Resource": [bucket, f"{bucket}/*"]},
-        {"Sid": "SealerWritesCheckpoints", "Effect": "Allow",
-         "Principal": {"AWS": role_arn(LOG_ARCHIVE, SEALER_ROLE)},
-         "Action": ["s3:PutObject", "s3:PutObjectRetention", "s3:PutObjectTagging"],
-         "Resource": f"{bucket}/*/checkpoints/*"},
+         "Action": ["s3:ListBucket", "s3:ListBucketVersions", "s3:GetObject",
+                    "s3:GetObjectVersion"], "Resource": [bucket, f"{bucket}/*"]},
     ))  # fmt: skip
 
 
