@@ -20,7 +20,7 @@ import sys
 import time
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -176,6 +176,7 @@ class BlockDevice(_Descriptor):
                 ("logical_block_size", "queue/logical_block_size"),
             ) if (found := _attribute(self._sysfs / file))
         }  # fmt: skip
+        self._settle()
         self._written = _written(self._sysfs)
         self._mounted = _mounted_writable(self._sysfs, number)
         self.facts: Mapping[str, JsonValue] = {
@@ -187,6 +188,15 @@ class BlockDevice(_Descriptor):
             "size": self.size, "device": number, "serial": attributes.get("serial", ""),
             "backing_file": attributes.get("backing_file", ""),
         }  # fmt: skip
+
+    def _settle(self) -> None:
+        """Have what others wrote and this kernel still holds back written out, so that it counts.
+
+        It would be written within seconds all the same; we write nothing. A device that fails to
+        take it has no counters to go by, and reading shows what it holds.
+        """
+        with suppress(OSError):
+            os.fsync(self._fd)
 
     def next_data(self, offset: int) -> int:
         """Every byte of a device is read; zeros are recognised afterwards."""
@@ -207,6 +217,7 @@ class BlockDevice(_Descriptor):
             return [*found, f"no longer answers ({e.strerror})"]
         if size != self.size:
             found.append(f"size was {self.size}, is {size} bytes")
+        self._settle()
         if _written(self._sysfs) != self._written:
             found.append("was written to while it was read: not the state of one moment")
         return found
