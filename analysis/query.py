@@ -113,6 +113,6 @@ def query(case: Case, sql: str, *, as_of: int | None = None) -> Answer:
             return Answer(columns, cursor.fetchall())
         except duckdb.Error as e:
             raise AnalysisError(
-                f"the query failed: {str(e).strip()}",
+                f"the query failed: {str(e).strip().splitlines()[0]}",
                 hint=f"tables: {', '.join(sorted(TABLES))}; columns of one: DESCRIBE files",
             ) from e

@@ -150,6 +150,13 @@ class Session:
         return self.signer("entry")
 
     @property
+    def signs_unasked(self) -> bool:
+        """Whether an entry can be signed without asking a person for a passphrase."""
+        if self.settings.signing.entry_key:
+            return True
+        return self.passphrase.unattended and "entry" not in self.missing_keys()
+
+    @property
     def checkpoint_public(self) -> PublicKey:
         """Public half of the key that seals: that of the settings, else the local one.
 

@@ -122,7 +122,7 @@ def _member(
 
 def _can_record(options: Globals, item_id: str) -> bool:
     """Whether an access can be recorded without asking; say so if not."""
-    if options.session.passphrase.unattended and not options.session.missing_keys():
+    if options.session.signs_unasked:
         return True
     options.say(f"this reading of {item_id} is not recorded (no key, or no passphrase at hand)")
     return False
