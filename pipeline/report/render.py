@@ -5,7 +5,7 @@ Invariants
     - No script. The page's own policy forbids everything but its one style sheet, named by digest,
       and pictures that stand in the page itself.
     - Every value goes through `text.visible`, as the template engine's `finalize`, and is escaped.
-    - Equal ledger up to the checkpoint, equal version: equal bytes. So there is no clock here, no
+    - Equal ledger up to the checkpoint, equal versions: equal bytes. So there is no clock here, no
       host name, no path of this machine, and no word about entries after the checkpoint.
 """
 
@@ -15,7 +15,7 @@ import base64
 import functools
 import hashlib
 from dataclasses import dataclass
-from importlib import resources
+from importlib import metadata, resources
 from pathlib import Path
 
 import duckdb
@@ -106,11 +106,17 @@ def _page(covered: Covered, analysed: Analysed, script: Script | None, mark: str
                                                           size=covered.size)  # fmt: skip
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     return environment.get_template("report.html").render(
-        c=covered, a=analysed, script=script, version=__version__, top=TOP,
+        c=covered, a=analysed, script=script, version=__version__, libraries=_libraries(), top=TOP,
         max_volumes=MAX_VOLUMES, style=Markup(style), style_digest=digest,  # noqa: S704
         mark=Markup(MARK.format(mark)),  # noqa: S704
         picture=lambda chart: analysed.pictures[id(chart)],
     )  # fmt: skip
+
+
+def _libraries() -> str:
+    """What else decides the bytes of the page."""
+    found = [f"{name} {metadata.version(name)}" for name in ("DuckDB", "Jinja2", "Matplotlib")]
+    return f"{', '.join(found[:-1])} and {found[-1]}"
 
 
 @functools.cache
