@@ -82,6 +82,8 @@ class Failure:
             return "this machine's clock is wrong; set it (chronyc makestep), then run it again"
         if code in _DENIED:
             return "the role lacks the right, or a bucket or key policy denies it"
+        if code in ("OptInRequired", "AuthFailure"):
+            return "the Region may not be enabled in that account, or the credentials are not of it"
         if code.startswith("KMS.") or code in ("DisabledException", "NotFoundException"):
             return "check the key: its ARN in the settings, that it is enabled, and its policy"
         if code in _BUSY:

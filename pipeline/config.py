@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -68,6 +68,45 @@ class SigningSettings(BaseModel):
     )
 
 
+_ACCOUNT = r"^(|[0-9]{12})$"
+
+
+class AwsSettings(BaseModel):
+    """The landing zone."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    audit_account: str = Field(
+        default="", pattern=_ACCOUNT, description="the Audit (security) account"
+    )
+    log_archive_account: str = Field(
+        default="", pattern=_ACCOUNT, description="the Log Archive account"
+    )
+    management_account: str = Field(
+        default="", pattern=_ACCOUNT, description="the management account: never acted in"
+    )
+    external_id: str = Field(
+        default="", max_length=1224, description="ExternalId for roles in member accounts"
+    )
+    source_identity: bool = Field(
+        default=False, description="send SourceIdentity; every trust policy must allow it"
+    )
+
+
+class AccountSettings(BaseModel):
+    """How one account is reached."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    access: Literal["role", "chain", "profile"] = Field(
+        default="role", description="how the account is reached"
+    )
+    role: str = Field(default="", description="role to assume in it, name or ARN")
+    via: str = Field(default="", description="chain: the role before that one, name or ARN")
+    profile: str = Field(default="", description="profile: its name")
+    external_id: str = Field(default="", max_length=1224, description="ExternalId of the role")
+
+
 class Settings(BaseModel):
     """What can be set. Unknown names are an error."""
 
@@ -85,16 +124,24 @@ class Settings(BaseModel):
     workers: int = Field(2, ge=1, le=64, description="segments in work at once, 64 MiB each")
     s3: S3Settings = Field(S3Settings(), description="stores in S3")
     signing: SigningSettings = Field(SigningSettings(), description="keys in KMS")
+    aws: AwsSettings = Field(AwsSettings(), description="the landing zone")
+    accounts: dict[Annotated[str, Field(pattern=r"^[0-9]{12}$")], AccountSettings] = Field(
+        {}, description="how single accounts are reached, by account id"
+    )
 
     def flat(self) -> Iterator[tuple[str, Any, str]]:
         """Yield (name, value, meaning); settings of a table as `table.name`."""
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
-            if isinstance(value, BaseModel):
-                for inner, about in type(value).model_fields.items():
-                    yield f"{name}.{inner}", getattr(value, inner), str(about.description)
-            else:
-                yield name, value, str(field.description)
+            tables = {name: value}
+            if isinstance(value, dict):
+                tables = {f"{name}.{inner}": table for inner, table in value.items()}
+            for table, found in tables.items():
+                if isinstance(found, BaseModel):
+                    for inner, about in type(found).model_fields.items():
+                        yield f"{table}.{inner}", getattr(found, inner), str(about.description)
+                else:
+                    yield table, found, str(field.description)
 
 
 @dataclass(frozen=True)
@@ -142,8 +189,7 @@ def load(explicit: str | None = None) -> Loaded:
                 merged[name] = merged[name] | value
             else:
                 merged[name] = value
-            inner = [f"{name}.{key}" for key in value] if isinstance(value, dict) else []
-            origin |= dict.fromkeys([name, *inner], str(path))
+            origin |= dict.fromkeys(_names(name, value), str(path))
     try:
         settings = Settings.model_validate(merged)
     except ValidationError as e:
@@ -155,6 +201,13 @@ def load(explicit: str | None = None) -> Loaded:
             hint="impound config --explain lists all settings",
         ) from e
     return Loaded(settings, origin, tuple(str(path) for path, _ in places))
+
+
+def _names(name: str, value: object) -> Iterator[str]:
+    yield name
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _names(f"{name}.{key}", inner)
 
 
 def _read(path: Path, *, required: bool) -> dict[str, Any]:
