@@ -59,8 +59,14 @@ def disk(tmp_path, need_tool):
 
 
 @pytest.fixture
-def interrupted(shell, tmp_path):
-    """Start an ingest of five segments, stop it by a signal once it has stored one."""
+def interrupted(shell, tmp_path, need_tool):
+    """Start an ingest of five segments, stop it by a signal once it has stored one.
+
+    Each fsync takes half a second longer, so that it cannot be over before; `-D` leaves the process
+    that we started to be impound, not strace.
+    """
+    slow = [need_tool("strace"), "-D", "-f", "-qq", "-o", "/dev/null", "-e", "trace=fsync",
+            "-e", "inject=fsync:delay_enter=500000"]  # fmt: skip
     image = tmp_path / "big.img"
     block = os.urandom(1 << 20)
     with image.open("wb") as f:
@@ -69,7 +75,7 @@ def interrupted(shell, tmp_path):
     data = tmp_path / "evidence/cases/T-1001/items/E0001/data"
 
     def stop(how):
-        running = shell("ingest", "T-1001", image, "--kind", "disk", "-q", popen=True)
+        running = shell("ingest", "T-1001", image, "--kind", "disk", "-q", prefix=slow, popen=True)
         while not (data.is_dir() and any(data.iterdir())) and running.poll() is None:
             os.sched_yield()
         running.send_signal(how)
