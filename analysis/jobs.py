@@ -188,17 +188,13 @@ def run_job(
 
 def _done_before(case: Case, source: _Result) -> JobResult | None:
     text = clean(source.text, 400)
-    for event in case.ledger.events:
-        data = event.data or {}
-        if event.action == "analysis.completed" and data.get("what") == text:
-            early = event.result == "failed" or event.note is not None
-            if early or event.item is None or case.item(event.item).disposed:
+    for done in case.state.analyses:
+        if done.what == text:
+            early = done.result == "failed" or done.note is not None
+            if early or case.item(done.item).disposed:
                 continue
-            rows, gaps = data.get("rows"), data.get("gaps")
-            counted = {k: v for k, v in rows.items() if isinstance(v, int)} if isinstance(
-                rows, dict) else {}  # fmt: skip
-            missed: list[dict[str, Any]] = [{}] * (gaps if isinstance(gaps, int) else 0)
-            return JobResult(source.job.name, source.manifest.item, event.item, counted,
+            missed: list[dict[str, Any]] = [{}] * done.gaps
+            return JobResult(source.job.name, source.manifest.item, done.item, dict(done.rows),
                              missed, None, existing=True)  # fmt: skip
     return None
 

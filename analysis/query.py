@@ -20,7 +20,7 @@ from pyarrow.dataset import dataset
 
 from analysis.errors import AnalysisError
 from analysis.schema import TABLES
-from evidence_store.model import CustodyEvent
+from evidence_store.case import Analysis
 from evidence_store.store import Case
 
 _MOST_MEMORY = 2 << 30
@@ -44,17 +44,17 @@ def results(case: Case, *, as_of: int | None = None) -> Mapping[tuple[str, str],
         case: a refreshed case.
         as_of: look at the first `as_of` ledger entries only.
     """
-    newest: dict[tuple[str, str], CustodyEvent] = {}
-    for event in case.ledger.events[:as_of]:
-        data = event.data or {}
-        if event.action == "analysis.completed" and event.item:
-            record = case.item(event.item)
-            key = str(data.get("job")), ",".join(record.parents)
-            known = newest.get(key)
-            hides = event.result == "failed" and known is not None and known.result != "failed"
-            if not record.disposed and not hides:
-                newest[key] = event
-    return {key: str(event.item) for key, event in newest.items()}
+    newest: dict[tuple[str, str], Analysis] = {}
+    for analysis in case.state.analyses:
+        if as_of is not None and analysis.seq >= as_of:
+            break
+        record = case.item(analysis.item)
+        key = analysis.job, ",".join(record.parents)
+        known = newest.get(key)
+        hides = analysis.result == "failed" and known is not None and known.result != "failed"
+        if not record.disposed and not hides:
+            newest[key] = analysis
+    return {key: analysis.item for key, analysis in newest.items()}
 
 
 @contextmanager

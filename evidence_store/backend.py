@@ -406,6 +406,67 @@ class LocalBackend:
         self._made.add(folder)
 
 
+@dataclass(frozen=True)
+class Below:
+    """The objects below one folder of a backend, for reading: a store within a store."""
+
+    backend: Backend
+    folder: str
+
+    @property
+    def uri(self) -> str:
+        """Address of the folder."""
+        return f"{self.backend.uri}/{self.folder}"
+
+    def _inner(self, key: str) -> str:
+        return f"{self.folder}/{check_key(key)}"
+
+    def create(self, key: str, body: Body, *, sha256: str | None = None) -> Stored:  # noqa: ARG002
+        """Refused. Raises: RuntimeError."""
+        raise RuntimeError(f"{self._inner(key)} is another store's; it is only read")
+
+    def read(self, key: str, limit: int) -> bytes:
+        """See `Backend.read`."""
+        return self.backend.read(self._inner(key), limit)
+
+    def read_run(self, keys: Iterator[str], limit: int) -> Iterator[bytes]:
+        """See `Backend.read_run`."""
+        return self.backend.read_run(map(self._inner, keys), limit)
+
+    def sha256(self, key: str) -> tuple[str, int]:
+        """See `Backend.sha256`."""
+        return self.backend.sha256(self._inner(key))
+
+    def open_fd(self, key: str) -> int:
+        """See `Backend.open_fd`."""
+        return self.backend.open_fd(self._inner(key))
+
+    def list(self, prefix: str) -> Iterator[Stored]:
+        """See `Backend.list`."""
+        for stored in self.backend.list(self._inner(prefix)):
+            yield Stored(stored.key.removeprefix(f"{self.folder}/"), stored.size)
+
+    def folders(self, prefix: str) -> Iterator[str]:
+        """See `Backend.folders`."""
+        return self.backend.folders(self._inner(prefix))
+
+    def strays(self, prefix: str) -> Iterator[str]:
+        """See `Backend.strays`."""
+        for key in self.backend.strays(self._inner(prefix)):
+            yield key.removeprefix(f"{self.folder}/")
+
+    def anomalies(self, prefix: str) -> Iterator[tuple[str, str]]:  # noqa: ARG002
+        """None: whoever holds the outer store looks at all of it."""
+        return iter(())
+
+    def label(self, prefix: str, facts: Mapping[str, str]) -> None:
+        """Nothing: nothing is created here."""
+
+    def exclusive(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """See `Backend.exclusive`."""
+        return self.backend.exclusive(name)
+
+
 @contextlib.contextmanager
 def exclusive_file(folder: Path, name: str) -> Iterator[None]:
     """Hold an advisory lock among the processes of this machine: flock(2), ends with its process.

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from evidence_store.model import CustodyEvent
 
@@ -23,9 +23,47 @@ class Intent:
     outcome: Literal["open", "acquired", "failed", "resumed"] = "open"
 
 
+@dataclass(frozen=True)
+class Analysis:
+    """One analysis: of `analysis.completed`, or as `item.received` hands it on."""
+
+    item: str
+    job: str
+    what: str
+    rows: dict[str, int]
+    gaps: int
+    result: str
+    note: str | None
+    seq: int
+
+    @classmethod
+    def of(cls, event: CustodyEvent, data: dict[str, Any]) -> Analysis:
+        """Return what `data` of an event says; fields of another type are left empty."""
+        rows, gaps = data.get("rows"), data.get("gaps")
+        received = event.action == "item.received"
+        note = data.get("note") if received else event.note
+        return cls(
+            item=str(event.item), job=str(data.get("job")), what=str(data.get("what")),
+            rows={k: v for k, v in rows.items() if isinstance(v, int)}
+            if isinstance(rows, dict) else {},
+            gaps=gaps if isinstance(gaps, int) else 0,
+            result=str(data.get("result")) if received else event.result,
+            note=str(note) if note else None,
+            seq=event.seq,
+        )  # fmt: skip
+
+    def hand_on(self) -> dict[str, Any]:
+        """Return it as `data.analysis` of `item.received`."""
+        facts: dict[str, Any] = {
+            "job": self.job, "what": self.what, "rows": self.rows, "gaps": self.gaps,
+            "result": self.result,
+        }  # fmt: skip
+        return facts | ({"note": self.note[:200]} if self.note else {})
+
+
 @dataclass
 class ItemRecord:
-    """One item as the ledger tells it."""
+    """One item as the ledger tells it. `folder`: where it lies, relative to the case."""
 
     item_id: str
     kind: str
@@ -38,6 +76,15 @@ class ItemRecord:
     verified: list[int] = field(default_factory=list)
     parents: list[str] = field(default_factory=list)
     disposed: bool = False
+    folder: str = ""
+
+    def __post_init__(self) -> None:
+        self.folder = self.folder or f"items/{self.item_id}"
+
+    @property
+    def received(self) -> bool:
+        """Whether it came with a bag: its own ledger lies in `received/`."""
+        return self.acquired is not None and self.acquired.action == "item.received"
 
     @property
     def state(self) -> ItemState:
@@ -53,7 +100,7 @@ class ItemRecord:
     @property
     def manifest_sha256(self) -> str | None:
         """Digest of `manifest.json` as recorded."""
-        return self._recorded(f"items/{self.item_id}/manifest.json", "stored")
+        return self._recorded(f"{self.folder}/manifest.json", "stored")
 
     def _recorded(self, uri: str, as_: Literal["stored", "content"]) -> str | None:
         objects = (self.acquired.objects if self.acquired else None) or []
@@ -62,20 +109,28 @@ class ItemRecord:
     @property
     def content_sha256(self) -> str | None:
         """SHA-256 of all logical bytes in order, as recorded; None if it was not taken."""
-        return self._recorded(f"items/{self.item_id}", "content")
+        return self._recorded(self.folder, "content")
 
     @property
     def image_root(self) -> str | None:
         """Digest of `segments.sha256` as recorded: the item's identity."""
-        return self._recorded(f"items/{self.item_id}/segments.sha256", "stored")
+        return self._recorded(f"{self.folder}/segments.sha256", "stored")
 
 
 @dataclass
 class CaseState:
-    """The fold. `items` in order of identification."""
+    """The fold. `items` in order of identification.
+
+    `received`: of a case that came in a bag, what entry 0 says of it; `deliveries`: export ids of
+    the bags that were taken in to the end.
+    """
 
     case_id: str
     items: dict[str, ItemRecord] = field(default_factory=dict)
+    analyses: list[Analysis] = field(default_factory=list)
+    received: dict[str, Any] | None = None
+    deliveries: dict[str, CustodyEvent] = field(default_factory=dict)
+    foreign: int = 0
     title: str = ""
     contact: str = ""
     ticket: str = ""
@@ -102,6 +157,7 @@ class CaseState:
             self.title, self.contact = str(data.get("title", "")), str(data.get("contact", ""))
             self.ticket, self.basis = event.authority.ticket, event.authority.basis
             self.opened = event.time
+            self._deliver(event)
         elif event.action == "case.sealed":
             self.sealed = event.time
         elif event.action == "item.identified" and event.item and event.item not in self.items:
@@ -116,8 +172,43 @@ class CaseState:
                 size=size if isinstance(size, int) else None,
                 parents=[str(p) for p in parents] if isinstance(parents, list) else [],
             )
+        elif event.action == "item.received" and (event.data or {}).get("received"):
+            self._receive(event)
         elif event.item in self.items:
+            if event.action == "analysis.completed":
+                self.analyses.append(Analysis.of(event, event.data or {}))
             self._apply_to(self.items[event.item], event)
+
+    def _deliver(self, event: CustodyEvent) -> None:
+        received = (event.data or {}).get("received")
+        if isinstance(received, dict):
+            self.received = self.received or received
+            last = received.get("last_item")
+            self.foreign = max(self.foreign, last if isinstance(last, int) else 0)
+
+    def _receive(self, event: CustodyEvent) -> None:
+        """Take an item, or the end of a whole delivery."""
+        self._deliver(event)
+        data = event.data or {}
+        if event.item is None:
+            received = data["received"]
+            if isinstance(received, dict):
+                self.deliveries.setdefault(str(received.get("export_id")), event)
+        elif event.item not in self.items:
+            parents, size = data.get("parents"), data.get("size")
+            self.items[event.item] = ItemRecord(
+                item_id=event.item,
+                kind=str(data.get("kind", "")),
+                source=str(data.get("source", "")),
+                key=None,
+                identified=event.seq,
+                size=size if isinstance(size, int) else None,
+                acquired=event,
+                parents=[str(p) for p in parents] if isinstance(parents, list) else [],
+                folder=f"{received_folder(self.case_id)}/items/{event.item}",
+            )
+            if isinstance(analysis := data.get("analysis"), dict):
+                self.analyses.append(Analysis.of(event, analysis))
 
     def _apply_to(self, item: ItemRecord, event: CustodyEvent) -> None:
         refs = event.refs or []
@@ -142,5 +233,25 @@ class CaseState:
             item.disposed = True
 
     def next_item_id(self) -> str:
-        """The next free id: E0001, E0002 and so on."""
-        return f"E{max((int(i[1:]) for i in self.items), default=0) + 1:04d}"
+        """The next free id: E0001, E0002 and so on.
+
+        Where a case was received, its own ids begin at the next thousand, so that a later delivery
+        can bring the items that its first holder numbered meanwhile.
+        """
+        own = max((int(i[1:]) for i, r in self.items.items() if not r.received), default=0)
+        start = -(-self.foreign // 1000) * 1000
+        return f"E{max(own, start) + 1:04d}"
+
+
+def received_folder(case_id: str) -> str:
+    """Return where a received case lies, relative to the case that continues it."""
+    return f"received/cases/{case_id}"
+
+
+def item_number(item_id: str) -> int:
+    """Return the number in an item id.
+
+    >>> item_number("E0012")
+    12
+    """
+    return int(item_id[1:])

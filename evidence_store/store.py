@@ -24,6 +24,7 @@ from pydantic import JsonValue
 
 from evidence_store.backend import (
     Backend,
+    Below,
     LocalBackend,
     ObjectNotFoundError,
     UnfitObjectError,
@@ -166,8 +167,11 @@ class Store:
         title: str = "",
         contact: str = "",
         checkpoint_key: PublicKey,
+        received: dict[str, JsonValue] | None = None,
     ) -> Case:
         """Open a new case: store its public keys, then record `case.opened`.
+
+        `received`: of a case that continues one that came in a bag, what is known of that one.
 
         Where creates can tear, what an earlier attempt left of `store.json`, a key or entry 0 is
         set aside first, and `recovery.noted` says so.
@@ -198,8 +202,11 @@ class Store:
                 allowed(entry_key, name, "entry"),
                 allowed(checkpoint_key, f"{identity.deployment}/cases/{case_id}", "checkpoint"),
             ],
-            "data": {"title": clean(title, 200), "contact": clean(contact, 200)},
-        }
+            "data": {
+                "title": clean(title, 200), "contact": clean(contact, 200),
+                **({"received": received} if received else {}),
+            },
+        }  # fmt: skip
         case.ledger.append(
             scribe,
             authority,
@@ -368,7 +375,7 @@ class Case:
         label = self.store.backend.label
         if state.opened:
             label(self.prefix, case_tags(self.case_id, state.ticket, state.contact))
-        for item in state.items.values():
+        for item in (i for i in state.items.values() if not i.received):
             label(self.item_prefix(item.item_id), {"item": item.item_id, "kind": item.kind})
 
     @property
@@ -414,8 +421,17 @@ class Case:
             ) from None
 
     def item_prefix(self, item_id: str) -> str:
-        """Folder of an item in the backend."""
-        return f"{self.prefix}/items/{item_id}"
+        """Folder of an item in the backend; that of a received one lies in `received/`."""
+        known = self.state.items.get(item_id)
+        return f"{self.prefix}/{known.folder if known else f'items/{item_id}'}"
+
+    @property
+    def received(self) -> Case | None:
+        """The case that this one continues, as it came in a bag, not read yet; for reading."""
+        if self.state.received is None:
+            return None
+        inner = Below(self.store.backend, f"{self.prefix}/received")
+        return Case(Store(inner), self.case_id)
 
     def manifest(self, item_id: str) -> Manifest:
         """Return the manifest of a stored item, checked against the ledger.

@@ -14,8 +14,10 @@ Steps, in this order
        object present with its size.
        Deep: SHA-256 of every object. A plain run does this only for file sets up to 256 MiB.
        Linear: also the digests of all logical bytes in order that a manifest states.
-    8. What nobody recorded, what was never finished, and clocks that ran backwards, are notes.
-    9. What interrupted writes left outside every case is counted; it is no fault of the case.
+    8. Of a case that came in a bag: its own ledger, by steps 1 to 4, and that it begins with what
+       each delivery stated; that what was received is what it recorded.
+    9. What nobody recorded, what was never finished, and clocks that ran backwards, are notes.
+   10. What interrupted writes left outside every case is counted; it is no fault of the case.
 
 A finding is broken evidence (exit 10); a note is a fact a reader should know (exit 3).
 """
@@ -127,6 +129,7 @@ class Verdict:
         deep: whether all content was hashed.
         linear: whether linear digests were recomputed, where a manifest states them.
         linear_items: images whose linear digests were recomputed and compared.
+        received: of a case that came in a bag, the verdict on the ledger that it came with.
         leftovers: what lies in `tmp/` and `quarantine/`; None if it could not be looked at.
     """
 
@@ -145,6 +148,7 @@ class Verdict:
     opinions: list[Opinion] = field(default_factory=list)
     linear_items: int = 0
     leftovers: Leftovers | None = None
+    received: Verdict | None = None
 
     @property
     def covered(self) -> list[str]:
@@ -185,6 +189,7 @@ def verify_case(
     progress: Callable[[int, int | None], None] = lambda _done, _total: None,
     receipt: tuple[int, str] | None = None,
     first_key: str | None = None,
+    left_out: Callable[[str], bool] = lambda _item: False,
 ) -> Verdict:
     """Verify a case; `case` need not have been refreshed. Writes nothing.
 
@@ -197,10 +202,13 @@ def verify_case(
         progress: called with (bytes hashed, None); with `linear` the zeros of holes count too.
         receipt: (size, base64 root) that the ledger must extend, from a ticket or mail.
         first_key: fingerprint that the case's first key must have.
+        left_out: items that this copy need not hold; they are notes if no object of them is there.
 
     Raises: StoreError only if the store itself cannot be read.
     """
-    return _Verification(case, deep or linear, linear, workers, progress, receipt, first_key).run()
+    return _Verification(
+        case, deep or linear, linear, workers, progress, receipt, first_key, left_out
+    ).run()
 
 
 @dataclass
@@ -212,6 +220,8 @@ class _Verification:
     progress: Callable[[int, int | None], None]
     receipt: tuple[int, str] | None
     first_key: str | None
+    left_out: Callable[[str], bool] = lambda _item: False
+    above: frozenset[str] | None = None  # items that the ledger above a received one answers for
     verdict: Verdict = field(init=False)
     done: int = 0
 
@@ -227,6 +237,7 @@ class _Verification:
             self._last_seen()
             self._expected()
             self._items()
+            self._received()
             self._notes()
         self._leftovers()
         return self.verdict
@@ -360,7 +371,7 @@ class _Verification:
 
     def _items(self) -> None:
         for record in self.case.state.items.values():
-            if record.acquired is None or record.disposed:
+            if record.acquired is None or record.disposed or record.item_id in (self.above or ()):
                 continue
             about = f"item {record.item_id}"
             try:
@@ -369,8 +380,60 @@ class _Verification:
             except (IntegrityError, StoreError) as e:
                 self._broken(about, str(e))
                 continue
+            if self.above is not None:
+                self._note(about, "was not received: it was left out of the bag")
+                continue
+            if self.left_out(record.item_id) and not self._has_objects(record.item_id):
+                self._note(about, "is not in this bag: it was left out of the export")
+                continue
             self.verdict.items += 1
             self._item(manifest, segments)
+
+    def _has_objects(self, item_id: str) -> bool:
+        folder = f"{self.case.item_prefix(item_id)}/data"
+        return next(iter(self.case.store.backend.list(folder)), None) is not None
+
+    def _received(self) -> None:
+        """The ledger that the case came with, and what each delivery stated of it."""
+        inner = self.case.received
+        if inner is None:
+            return
+        prefix = f"{self.case.prefix}/received"
+        complete = bool(self.case.state.deliveries)
+        if not complete:
+            self._note(prefix, "an import was begun and not finished; run it again")
+            if next(iter(inner.store.backend.list(f"{inner.prefix}/ledger")), None) is None:
+                return
+        mine = {i: r for i, r in self.case.state.items.items() if r.received}
+        found = _Verification(
+            inner, False, False, self.workers, self.progress, None, None, above=frozenset(mine)
+        ).run()
+        self.verdict.received = found
+        self.verdict.findings += [Remark(f"{prefix}: {f.about}", f.text) for f in found.findings]
+        if complete:
+            self.verdict.notes += [Remark(f"{prefix}: {n.about}", n.text) for n in found.notes]
+        for event in self.case.ledger.events:
+            stated = (event.data or {}).get("received")
+            whole = event.action == "item.received" and event.item is None
+            if isinstance(stated, dict) and (whole or (event.seq == 0 and complete)):
+                self._delivery(inner, event.seq, stated)
+        for item_id, record in mine.items():
+            theirs = inner.state.items.get(item_id)
+            if theirs is None or (theirs.manifest_sha256, theirs.image_root) != (
+                record.manifest_sha256, record.image_root,
+            ):  # fmt: skip
+                self._broken(f"item {item_id}", "is not what the ledger that it came with records")
+
+    def _delivery(self, inner: Case, seq: int, stated: Mapping[str, object]) -> None:
+        about = f"entry {seq}"
+        try:
+            size, root = int(str(stated["size"])), base64.b64decode(str(stated["root"]))
+            checkpoint = Checkpoint(size, root, str(stated["origin"]))
+            compare_with_checkpoint(inner.ledger, checkpoint, "what was received")
+            if stated["first_key"] != inner.ledger.ring.first:
+                raise IntegrityError("what was received was opened with another key")
+        except (IntegrityError, KeyError, ValueError) as e:
+            self._broken(about, str(e))
 
     def _item(self, manifest: Manifest, segments: SegmentList) -> None:
         case = self.case
@@ -484,6 +547,8 @@ class _Verification:
         folder, *rest = key.removeprefix(f"{self.case.prefix}/").split("/")
         if folder == "items":
             return len(rest) > 1 and rest[0] in self.case.state.items
+        if folder == "received" and self.case.state.received is not None:
+            return rest[:1] == ["store.json"] or rest[:2] == ["cases", self.case.case_id]
         return bool(rest) and folder in ("ledger", "checkpoints", "keys")
 
     def _leftovers(self) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import keyword
 import logging
 import os
 import sys
@@ -45,6 +46,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "ingest": ("pipeline.cli.ingest", "Take a file, device, directory or stream into custody."),
     "item": ("pipeline.cli.item", "List items and read them back."),
     "verify": ("pipeline.cli.verify", "Prove that nothing changed, or name what did."),
+    "export": ("pipeline.cli.bag", "Write a case, or some items, into a bag for somebody else."),
+    "import": ("pipeline.cli.bag", "Take the case in a bag into this store."),
     "analyse": ("pipeline.cli.analyse", "Run analysis jobs over items."),
     "query": ("pipeline.cli.query", "Ask SQL of what the jobs found."),
     "report": ("pipeline.cli.report", "Write the case's report as one HTML page."),
@@ -186,7 +189,8 @@ class Lazy(click.Group):
         name = ALIASES.get(name, name)
         if name not in COMMANDS:
             return None
-        command: click.Command = getattr(importlib.import_module(COMMANDS[name][0]), name)
+        attribute = f"{name}_" if keyword.iskeyword(name) else name
+        command: click.Command = getattr(importlib.import_module(COMMANDS[name][0]), attribute)
         return command
 
     def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:

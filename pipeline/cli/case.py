@@ -57,7 +57,7 @@ def open_(
     checked(case_id)
     session = options.session
     elsewhere = None if checkpoint_key is None else read_public_key(checkpoint_key)
-    _offer_keys(
+    offer_keys(
         options, [n for n in session.local_key_uses if not (elsewhere and n == "checkpoint")]
     )
     store = session.open_store(writing=True)
@@ -88,7 +88,7 @@ def read_public_key(path: Path) -> PublicKey:
         raise SigningKeyError(f"cannot read {path}: {e.strerror}") from e
 
 
-def _offer_keys(options: Globals, wanted: Sequence[str]) -> None:
+def offer_keys(options: Globals, wanted: Sequence[str]) -> None:
     """Make the local keys on first use, if somebody can give a passphrase for them."""
     session = options.session
     missing = [name for name in session.missing_keys() if name in wanted]

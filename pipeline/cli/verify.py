@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,9 +18,19 @@ from pipeline.cli.base import Command, Globals, human, pass_globals, receipt
 from pipeline.cli.case import checked
 from pipeline.errors import UsageError
 
+if TYPE_CHECKING:
+    from evidence_store.bag import BagVerdict
+
 
 @click.command(cls=Command)
-@click.argument("case_id", metavar="CASE")
+@click.argument("case_id", metavar="CASE", required=False)
+@click.option(
+    "--bag",
+    "bag",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="A bag instead of a case of the store; everything in it is hashed.",
+)
 @click.option("--deep", is_flag=True, help="Hash all content, not only what describes it.")
 @click.option(
     "--linear",
@@ -31,14 +42,21 @@ from pipeline.errors import UsageError
 @click.option("--expect-key", metavar="FINGERPRINT", help="Fingerprint of the case's first key.")
 @pass_globals
 def verify(
-    options: Globals, case_id: str, deep: bool, linear: bool, record: bool, expect: str | None,
-    expect_key: str | None,
+    options: Globals, case_id: str | None, bag: Path | None, deep: bool, linear: bool, record: bool,
+    expect: str | None, expect_key: str | None,
 ) -> int:  # fmt: skip
-    """Prove that nothing changed, or name what did.
+    """Prove that nothing changed in a case, or in a bag (--bag DIR), or name what did.
 
     Exit 0: clean. 3: sound, with notes. 10: broken.
     """
-    receipt_given = _receipt(expect)
+    receipt_given = receipt_of(expect)
+    if (case_id is None) == (bag is None):
+        raise UsageError("name a case, or a bag with --bag")
+    if bag is not None:
+        if record:
+            raise UsageError("a bag is only read", hint="impound import takes it into a store")
+        return _bag(options, bag, linear, receipt_given, expect_key)
+    assert case_id is not None  # noqa: S101
     store = options.open_store(writing=record)
     case = store.case_unverified(checked(case_id))
     with options.progress(f"verify {case_id}") as progress:
@@ -54,7 +72,64 @@ def verify(
     return verdict.exit_code
 
 
-def _receipt(text: str | None) -> tuple[int, str] | None:
+def _bag(
+    options: Globals, folder: Path, linear: bool, expect: tuple[int, str] | None, key: str | None
+) -> int:
+    from evidence_store.bag import verify_bag
+
+    with options.progress(f"verify {folder.name}") as progress:
+        verdict = verify_bag(
+            folder, linear=linear, workers=options.session.settings.workers, progress=progress,
+            receipt=expect, first_key=key,
+        )  # fmt: skip
+    options.result(bag_document(verdict), bag_lines(verdict))
+    return verdict.exit_code
+
+
+def bag_document(verdict: BagVerdict) -> dict[str, Any]:
+    """Return the verdict on a bag as JSON."""
+    inner = verdict.case
+    said = (verdict.export.data or {}) if verdict.export else {}
+    return {
+        "message_type": "verdict", "bag": str(verdict.folder), "outcome": verdict.outcome,
+        "case": inner.case_id if inner else None, "export_id": verdict.export_id or None,
+        "recipient": said.get("recipient"), "items": said.get("items"),
+        "left_out": said.get("left_out"), "raw": said.get("raw"),
+        "findings": [asdict(f) for f in verdict.findings],
+        "notes": [asdict(n) for n in verdict.notes],
+        "files": verdict.files, "bytes": verdict.size,
+        "entries": inner.entries if inner else 0, "sealed": inner.sealed if inner else 0,
+        "root": inner.root if inner else "", "first_key": inner.first_key if inner else "",
+        "covered": inner.covered if inner else [],
+        "not_covered": inner.not_covered if inner else [],
+    }  # fmt: skip
+
+
+def bag_lines(verdict: BagVerdict) -> list[str]:
+    """Return the verdict on a bag for people."""
+    lines = [f"BROKEN  {finding}" for finding in verdict.findings]
+    lines += [f"note    {note}" for note in verdict.notes]
+    inner = verdict.case
+    if inner is None:
+        return [*lines, f"{verdict.outcome}: {verdict.folder}; the case in it was not looked at"]
+    lines += [
+        f"{verdict.outcome}: bag of case {inner.case_id}, export {verdict.export_id or 'unknown'}, "
+        f"{verdict.files} files ({human(verdict.size)}, all hashed), {inner.entries} entries "
+        f"({inner.sealed} sealed), {inner.items} items",
+        f"  checked: file lists, bag signature, {', '.join(inner.covered)}",
+    ]
+    if inner.not_covered:
+        lines.append(f"  not checked: {', '.join(inner.not_covered)}")
+    if inner.root:
+        lines.append(f"  checkpoint {inner.sealed}:{inner.root}")
+    if inner.first_key:
+        lines.append(f"  first key {inner.first_key}")
+    lines.append("  Compare both with what the sender told you by another way than this disk.")
+    return lines
+
+
+def receipt_of(text: str | None) -> tuple[int, str] | None:
+    """Return (size, root) of a receipt as it is typed. Raises: UsageError."""
     if text is None:
         return None
     match = re.fullmatch(r"([0-9]{1,15}):([A-Za-z0-9+/]{43}=)", text)
@@ -82,10 +157,15 @@ def _how(verdict: Verdict) -> str:
 
 def _document(verdict: Verdict) -> dict[str, Any]:
     left = verdict.leftovers
-    facts = asdict(replace(verdict, leftovers=None))
+    facts = asdict(replace(verdict, leftovers=None, received=None))
     del facts["case_id"]
+    inner = verdict.received
     return {
         "message_type": "verdict", "case": verdict.case_id, "outcome": verdict.outcome, **facts,
+        "received": inner and {
+            "entries": inner.entries, "sealed": inner.sealed, "root": inner.root,
+            "first_key": inner.first_key,
+        },
         "covered": verdict.covered, "not_covered": verdict.not_covered,
         "leftovers": left and {
             "temporary": _sum(left.temporary), "quarantine": _sum(left.quarantine),
@@ -111,6 +191,13 @@ def _lines(verdict: Verdict, *, in_aws: bool) -> list[str]:
         lines.append(f"  checkpoint {verdict.sealed}:{verdict.root}")
     if verdict.first_key:
         lines.append(f"  first key {verdict.first_key}")
+    if verdict.received:
+        inner = verdict.received
+        lines += [
+            f"  received with {inner.entries} entries ({inner.sealed} sealed), verified too",
+            f"    checkpoint {inner.sealed}:{inner.root or 'none'}",
+            f"    first key {inner.first_key}",
+        ]
     lines += _left_over(verdict)
     lines += [
         f"  {o.item}, another identity verified it: {o.by} ({o.how}, {o.result}, entry {o.entry})"

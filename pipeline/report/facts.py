@@ -92,7 +92,7 @@ class Item:
 
     def digest_of(self, name: str) -> str | None:
         """Recorded digest of one of the item's own files."""
-        uri = f"items/{self.record.item_id}/{name}"
+        uri = f"{self.record.folder}/{name}"
         objects = self.record.acquired.objects if self.record.acquired else None
         return next((o.sha256 for o in objects or [] if o.uri == uri), None)
 

@@ -10,6 +10,7 @@ from typing import Any
 import duckdb
 
 from analysis.jobs import JOBS
+from evidence_store.case import Analysis
 from evidence_store.model import CustodyEvent
 from pipeline.report.facts import Covered, Item
 from pipeline.report.text import number, plural, size
@@ -174,7 +175,7 @@ def _of_item(item: Item) -> Iterator[Gap]:
     if failed:
         yield _list(name, "verification failed", "A verification found that the stored bytes are "
                     "not those that were acquired.", [_entry(e) for e in failed])  # fmt: skip
-    if record.acquired and record.kind != "result" and not item.verifications:
+    if record.acquired and record.kind != "result" and not (record.received or item.verifications):
         yield Gap(name, "never read back", "No entry records that the stored copy was read back "
                   "and compared.")  # fmt: skip
 
@@ -196,11 +197,10 @@ def _list(item: str, what: str, text: str, remarks: list[str]) -> Gap:
 
 
 def _unanalysed(covered: Covered) -> Iterator[Gap]:
-    done: dict[tuple[str, str], CustodyEvent] = {}
-    for event in covered.events:
-        if event.action == "analysis.completed" and event.item and event.item in covered.items:
-            for parent in covered.items[event.item].record.parents:
-                done[str((event.data or {}).get("job")), parent] = event
+    done: dict[tuple[str, str], Analysis] = {}
+    for event in covered.state.analyses:
+        for parent in covered.items[event.item].record.parents:
+            done[event.job, parent] = event
     for name, item in covered.items.items():
         record = item.record
         if record.kind == "result" or record.acquired is None or record.disposed:
