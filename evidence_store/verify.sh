@@ -1,14 +1,14 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
 #
-# Checks a case of an impound evidence store without impound. Uses a POSIX shell, GNU coreutils and
-# findutils, grep, sed and openssl; writes nothing but a temporary folder. It believes nothing that
-# it was not able to recompute: every entry is checked, none is sampled.
+# Checks a case of an impound evidence store, or a bag that holds one, without impound. Uses a POSIX
+# shell, GNU coreutils and findutils, grep, sed and openssl; writes nothing but a temporary folder. It
+# believes nothing that it was not able to recompute: every entry is checked, none is sampled.
 #
 # It does less than `impound verify`: see "not checked" below.
 #
 # Source: docs/format.md; https://c2sp.org/signed-note, https://c2sp.org/tlog-checkpoint,
-# RFC 9162 §2.1.3.2.
+# RFC 9162 §2.1.3.2, RFC 8493.
 
 # Patterns and names are put together by eval; printf makes bytes of escapes; `A && B || C` where C
 # ends the check.
@@ -19,11 +19,13 @@ digests of all bytes in order; clocks. impound verify --linear checks these'
 
 usage() {
   cat <<'END'
-usage: sh verify.sh [-q] [-k FIRST_KEY_FINGERPRINT] [-r SIZE:ROOT] CASE_DIR
+usage: sh verify.sh [-l] [-q] [-k FIRST_KEY_FINGERPRINT] [-r SIZE:ROOT] [CASE_DIR | BAG]
 
   CASE_DIR   <store>/cases/<case>
+  BAG        folder of a bag; may be left out if this script lies in it
   -k         what the case sheet or ticket says of the first key (64 hex digits)
   -r         size and root of a receipt, which the ledger must contain
+  -l         ledger, checkpoints and keys only: no items
   -q         quick: stored objects are checked for presence and size, their content is not read
 
 Prints "note:" for what a reader should know, "BROKEN:" for what is not as recorded, and one last
@@ -60,9 +62,10 @@ is_number() { # without leading zero, below 10^16
   [ "${#1}" -le 16 ]
 }
 
-quick='' want_key='' want_receipt=''
-while getopts qk:r:h option; do
+quick='' only_ledger='' want_key='' want_receipt=''
+while getopts lqk:r:h option; do
   case $option in
+    l) only_ledger=1 ;;
     q) quick=1 ;;
     k) want_key=$(printf '%s' "$OPTARG" | tr A-F a-f)
        is_hex "$want_key" 64 || misuse '-k wants 64 hex digits' ;;
@@ -73,12 +76,17 @@ while getopts qk:r:h option; do
   esac
 done
 shift $((OPTIND - 1))
-[ $# -eq 1 ] || misuse 'name one case folder'
+case $0 in /*) own_folder=${0%/*}/ ;; */*) own_folder=./${0%/*} ;; *) own_folder=. ;; esac
+script=$(cd "$own_folder" && pwd -P)/${0##*/}
+if [ $# -eq 0 ] && [ -d "$own_folder/data" ]; then set -- "$own_folder"; fi
+[ $# -eq 1 ] || misuse 'name one case folder, or one bag'
 case $1 in /*) case_dir=$1 ;; *) case_dir=./$1 ;; esac
-[ -d "$case_dir/ledger" ] || misuse 'no ledger folder there: CASE_DIR is <store>/cases/<case>'
-cd "$case_dir" || misuse 'cannot enter the case folder'
-case_id=$(pwd -P)
-case_id=${case_id##*/}
+bag=''
+if [ -f "$case_dir/bagit.txt" ] || { [ -d "$case_dir/data" ] && [ ! -d "$case_dir/ledger" ]; }; then
+  bag=$(cd "$case_dir" && pwd -P) || misuse 'cannot enter the bag'
+elif [ ! -d "$case_dir/ledger" ]; then
+  misuse 'no ledger folder there: CASE_DIR is <store>/cases/<case>'
+fi
 
 work=$(mktemp -d) || exit 2
 trap 'rm -rf "$work"' EXIT
@@ -127,6 +135,175 @@ escapes_of_hex() { # HEX -> $escapes
   done
 }
 
+# -- the folder of a bag -----------------------------------------------------------------------------
+
+end() { # the last line
+  if [ "$findings" -gt 0 ]; then
+    printf 'BROKEN %s findings in %s entries and %s items\n' "$findings" "$entries" "$checked"
+    exit 1
+  fi
+}
+
+listing() { # LIST START: its form; each line names another file that begins with START
+  if [ "$(wc -l <"$1")" -ne "$(grep -a -c '' "$1")" ] || [ ! -s "$1" ] ||
+    grep -a -v -q -x "[0-9a-f]\\{64\\}  $2[A-Za-z0-9_-][A-Za-z0-9._/-]*" "$1" ||
+    grep -a -q -e '/[./]' -e '/$' "$1"; then
+    broken "$1 has a line of no known form"; return 1
+  fi
+  sed 's/^.\{66\}//' "$1" | tr '[:upper:]' '[:lower:]' | sort >"$work/lower"
+  if ! sort -c -u "$work/lower" 2>/dev/null; then broken "$1 names a file twice"; return 1; fi
+}
+
+compare_listing() { # LIST; wants the names present, sorted, in $work/there
+  sed 's/^.\{66\}//' "$1" | sort >"$work/listed"
+  comm -13 "$work/listed" "$work/there" >"$work/list"
+  each_is "$work/list" broken "was added: $1 does not name it"
+  comm -23 "$work/listed" "$work/there" >"$work/list"
+  each_is "$work/list" broken 'is missing'
+  if [ "$1" = manifest-sha256.txt ] && [ -n "$quick$only_ledger" ]; then return 0; fi
+  sha256sum -c --strict --quiet --ignore-missing "$1" >"$work/list" 2>/dev/null ||
+    { each_is "$work/list" broken "($1)"
+      [ -s "$work/list" ] || broken "the files of $1 could not be checked"; }
+}
+
+check_bag() {
+  find . -mindepth 1 -regextype posix-basic ! -regex './[A-Za-z0-9_-][A-Za-z0-9._/-]*' -printf 'x\n' \
+    >"$work/list"
+  find . -mindepth 1 -name '.*' -printf 'x\n' >>"$work/list"
+  if [ -s "$work/list" ]; then broken 'something in the bag has a name that no export writes'; return 1; fi
+  find . -mindepth 1 ! -type f ! -type d -printf '%P\n' | sort >"$work/list"
+  each_is "$work/list" broken 'is a link or a special file'
+  [ ! -s "$work/list" ] || return 1
+  if [ ! -f bagit.txt ]; then
+    broken 'bagit.txt is missing: this is no bag, or an export that did not end'; return 1
+  fi
+  printf 'BagIt-Version: 1.0\nTag-File-Character-Encoding: UTF-8\n' >"$work/bagit"
+  sha256_file "$work/bagit"
+  wanted=$sha256
+  sha256_file bagit.txt
+  if [ "$sha256" != "$wanted" ]; then
+    broken 'bagit.txt does not declare BagIt 1.0 in UTF-8'; return 1
+  fi
+  if [ -f fetch.txt ]; then
+    broken 'fetch.txt names parts that lie elsewhere; such a bag is refused'; return 1
+  fi
+  for file in bag-info.txt manifest-sha256.txt tagmanifest-sha256.txt bag.note data/store.json; do
+    if [ ! -f "$file" ]; then broken "$file is missing"; return 1; fi
+  done
+  listing tagmanifest-sha256.txt '' && listing manifest-sha256.txt data/ || return 1
+  find . -type f ! -path './data/*' ! -path ./tagmanifest-sha256.txt ! -path ./bag.note -printf '%P\n' |
+    sort >"$work/there"
+  compare_listing tagmanifest-sha256.txt
+  for file in bagit.txt bag-info.txt manifest-sha256.txt; do
+    grep -q -x "[0-9a-f]*  $file" tagmanifest-sha256.txt ||
+      broken "tagmanifest-sha256.txt does not name $file"
+  done
+  find data -type f -printf '%p\n' | sort >"$work/there"
+  compare_listing manifest-sha256.txt
+  total=0 number=0
+  find data -type f -printf '%s\n' >"$work/list"
+  while read -r size; do total=$((total + size)) number=$((number + 1)); done <"$work/list"
+  info_says Payload-Oxum "$total.$number"
+  sort manifest-sha256.txt >"$work/manifest"
+  find data -mindepth 1 ! -path data/store.json ! -path data/cases ! -path 'data/cases/*' \
+    ! -path data/raw ! -path 'data/raw/E*' -printf '%P\n' >"$work/list"
+  each_is "$work/list" broken 'in data/ is nothing that an export writes'
+  case_dir=$(find data/cases -mindepth 1 -maxdepth 1)
+  case $case_dir in
+    '' | *"$newline"*) broken 'data/cases does not hold one case'; return 1 ;;
+  esac
+  if [ ! -d "$case_dir/ledger" ]; then broken "$case_dir has no ledger"; return 1; fi
+}
+
+info_says() { # FIELD VALUE
+  [ "$(sed -n "s/^$1: //p" "${bag:-.}/bag-info.txt" | tr -d '\000')" = "$2" ] ||
+    broken "bag-info.txt does not say $1: $2"
+}
+
+# After the ledger: what is signed, and what is said beside it.
+check_bag_says() {
+  if [ -z "$export_id" ]; then broken 'no entry says that this was exported'; return 0; fi
+  sha256_file "$bag/tagmanifest-sha256.txt"
+  tags=$sha256 problem=''
+  if ! read_note "$bag/bag.note" "$(stat -c %s "$bag/bag.note")"; then problem='not a signed note'
+  elif check_signatures "$entry_kids" ''; then
+    printf 'impound bag 1\n%s\n%s\n' "$export_id" "$tags" >"$work/bagit"
+    sha256_file "$work/bagit"
+    wanted=$sha256
+    sha256_file "$work/text"
+    problem='does not sign tagmanifest-sha256.txt as it is'
+    if [ "$sha256" = "$wanted" ]; then problem=''; fi
+  fi
+  [ -z "$problem" ] || broken "bag.note: $problem"
+  info_says Impound-Case "$case_id"
+  info_says Impound-Export-Id "$export_id"
+  info_says Impound-Entries "$entries"
+  info_says Impound-First-Key "$first_key"
+  if [ "$sealed" -gt 0 ]; then
+    info_says Impound-Checkpoint-Size "$sealed"
+    info_says Impound-Checkpoint-Root "$sealed_root"
+  fi
+  find "$bag/keys" -type f -printf '%f\n' 2>/dev/null | sort >"$work/list"
+  while IFS= read -r file; do
+    case " $listed_kids " in
+      *" ${file%.pem} "*)
+        if [ -f "keys/$file" ]; then
+          sha256_file "keys/$file"
+          wanted=$sha256
+          sha256_file "$bag/keys/$file"
+          [ "$sha256" = "$wanted" ] || broken "keys/$file is not the key that the case has"
+        fi ;;
+      *) broken "keys/$file is a key that the ledger does not name" ;;
+    esac
+  done <"$work/list"
+}
+
+check_raw() {
+  [ -d "$bag/data/raw" ] || return 0
+  find "$bag/data/raw" -type f -printf '%P\n' | sort >"$work/raw"
+  while IFS= read -r file; do
+    item=${file%%/*}
+    case " $items " in
+      *" $item "*) ;;
+      *) broken "data/raw/$file is of no item"; continue ;;
+    esac
+    if [ "$file" != "$item/disk.raw" ]; then broken "data/raw/$file is nothing that an export writes"; continue; fi
+    recorded "$item" "items/$item" content 2>/dev/null
+    if [ -z "$sha256" ]; then
+      note "data/raw/$file: no digest of all bytes was recorded to compare it with"
+    elif ! grep -q -x -F "$sha256  data/raw/$file" "$bag/manifest-sha256.txt"; then
+      broken "data/raw/$file is not what was acquired"
+    fi
+  done <"$work/raw"
+}
+
+# A set of items as `item.exported` writes it: E0001-E0003 E0007.
+is_left_out() { # ITEM
+  item_number=${1#E}
+  while [ "${item_number#0}" != "$item_number" ]; do item_number=${item_number#0}; done
+  for run in $left_out; do
+    case $run in *[!0-9E-]*) continue ;; esac
+    run_first=${run%%-*} run_last=${run##*-}
+    run_first=${run_first#E} run_last=${run_last#E}
+    case $run_first$run_last in '' | *[!0-9]*) continue ;; esac
+    while [ "${run_first#0}" != "$run_first" ]; do run_first=${run_first#0}; done
+    while [ "${run_last#0}" != "$run_last" ]; do run_last=${run_last#0}; done
+    if [ "${item_number:-0}" -ge "${run_first:-0}" ] && [ "${item_number:-0}" -le "${run_last:-0}" ]; then
+      return 0
+    fi
+  done
+  return 1
+}
+
+entries=0 checked=0 export_id='' left_out=''
+if [ -n "$bag" ]; then
+  cd "$bag" || misuse 'cannot enter the bag'
+  check_bag || { end; exit 1; }
+fi
+cd "$case_dir" || misuse 'cannot enter the case folder'
+case_id=$(pwd -P)
+case_id=${case_id##*/}
+
 # -- one entry's JSON ------------------------------------------------------------------------------
 #
 # Reads one line of RFC 8785 JSON token by token. What lies deeper than the fields asked for is
@@ -137,6 +314,7 @@ read_entry() { # TEXT -> $e_* ; $e_keys, $e_objects: one line each: "a b c name"
   e_action='' e_item='' e_origin='' e_prev='' e_seq='' e_store='' e_keys='' e_objects='' e_v=''
   json_rest=$1 json_depth=0 json_key='' json_inner='' json_word=''
   o_kid='' o_sha256='' o_use='' o_name='' o_uri='' o_as='' o_size=''
+  e_export_id='' e_left_out='' e_received='' e_their_size='' e_their_root='' e_their_key=''
   while :; do
     json_gap=${json_rest%%\"*}
     json_more=1
@@ -192,6 +370,17 @@ json_value() { # VALUE QUOTE
     1.prev) e_prev=$1 ;;
     1.seq) e_seq=$1 ;;
     1.v) e_v=$1 ;;
+    2.data)
+      case $json_inner in
+        export_id) e_export_id=$1 ;;
+        left_out) e_left_out=$1 ;;
+      esac ;;
+    3.data) # of `received`: no other object in `data` has these fields
+      case $json_inner in
+        size) e_their_size=$1 ;;
+        root) e_their_root=$1 ;;
+        first_key) e_their_key=$1 ;;
+      esac ;;
     2.store) e_store="$e_store,\"$json_inner\":$2$1$2" ;;
     3.keys | 3.objects)
       case $json_inner in
@@ -413,7 +602,12 @@ fold_entry() {
   case $e_item in E[0-9]*) ;; *) return 0 ;; esac
   case ${e_item#E} in *[!0-9]*) return 0 ;; esac
   eval "state=\${state_$e_item:-}"
+  place=items/$e_item
   case $state.$e_action in
+    .item.received)
+      [ -n "$e_objects" ] && [ -n "$e_their_root" ] || return 0
+      place=received/cases/$case_id/items/$e_item
+      items="$items $e_item"; state=complete; printf '%s' "$e_objects" >"$work/objects.$e_item" ;;
     .item.identified) items="$items $e_item"; state=identified ;;
     .*) return 0 ;;
     complete.item.disposed | *.item.disposed) state=disposed ;;
@@ -422,9 +616,24 @@ fold_entry() {
     *.acquire.failed) state=failed ;;
     *.item.acquired) state=complete; printf '%s' "$e_objects" >"$work/objects.$e_item" ;;
   esac
-  eval "state_$e_item=\$state"
+  eval "state_$e_item=\$state; : \"\${place_$e_item:=$place}\""
 }
 
+# What the whole case says of exports and deliveries.
+fold_case() {
+  case $e_action in
+    item.exported)
+      if [ -n "$e_export_id" ]; then export_id=$e_export_id left_out=$e_left_out; fi ;;
+    case.opened)
+      if [ -n "$e_their_root" ]; then continues=''; fi ;;
+    item.received)
+      if [ -n "$e_their_root" ] && [ -z "$e_item" ]; then
+        deliveries="$deliveries $e_their_size:$e_their_root:$e_their_key"
+      fi ;;
+  esac
+}
+
+continues=/none deliveries=''  # of a case that came in a bag: empty
 seq=0 prev=$zero_digest origin='' origin_text='' store='' stopped=''
 exec 4<"$work/entries" 5<"$work/digests"
 while IFS=' ' read -r file size <&4; do
@@ -438,6 +647,7 @@ while IFS=' ' read -r file size <&4; do
     broken "ledger entry $seq: $problem"; stopped=1; break
   fi
   fold_entry
+  fold_case
   prev=$digest
   seq=$((seq + 1))
 done
@@ -580,23 +790,23 @@ recorded() { # ITEM URI AS -> $sha256, empty if there is none
 }
 
 check_recorded() { # ITEM NAME
-  recorded "$1" "items/$1/$2" stored
+  recorded "$1" "$place/$2" stored
   wanted=$sha256
   if [ -z "$wanted" ]; then broken "item $1: the ledger names no $2"; return 1; fi
-  if [ -h "items/$1/$2" ] || [ ! -f "items/$1/$2" ]; then broken "items/$1/$2 is missing"; return 1; fi
-  sha256_file "items/$1/$2"
-  if [ "$sha256" != "$wanted" ]; then broken "items/$1/$2 is not what was recorded"; return 1; fi
+  if [ -h "$place/$2" ] || [ ! -f "$place/$2" ]; then broken "$place/$2 is missing"; return 1; fi
+  sha256_file "$place/$2"
+  if [ "$sha256" != "$wanted" ]; then broken "$place/$2 is not what was recorded"; return 1; fi
 }
 
 manifest_field() { # ITEM PATTERN -> $field; the pattern must occur once
-  field=$(grep -a -o "$2" "items/$1/manifest.json")
+  field=$(grep -a -o "$2" "$place/manifest.json")
   case $field in '' | *"$newline"*) return 1 ;; esac
 }
 
 # What the manifest says beside the list: field order is that of canonical JSON, so that neighbours
 # tell a field of the manifest from one of the same name inside `source`.
 check_manifest() { # ITEM; wants the globals of check_item
-  manifest=items/$1/manifest.json
+  manifest=$place/manifest.json
   if [ "$(wc -l <"$manifest")" -ne 1 ] || [ "$(grep -a -c '' "$manifest")" -ne 1 ]; then
     broken "$manifest is not one line"; return 0
   fi
@@ -623,7 +833,7 @@ check_manifest() { # ITEM; wants the globals of check_item
     { broken "$manifest does not say what its digest is"; return 0; }
   stated=''
   case $field in *'"sha256":"'*) stated=${field#*'"sha256":"'} stated=${stated%%\"*} ;; esac
-  recorded "$1" "items/$1" content
+  recorded "$1" "$place" content
   [ "$stated" = "$sha256" ] || broken "item $1: its manifest and its entry state different linear digests"
   case $layout.$segment_size.$field in
     '"set".0.'*'"content":null,'* | '"image".'[1-9]*) ;;
@@ -680,9 +890,9 @@ count_list() { # LIST
 # Every object of a set in one line of members.jsonl, with its digest and size. Keys are sorted there
 # and quotes in texts escaped, so an unescaped "object": is the field and nothing else.
 check_members() { # ITEM
-  members=items/$1/members.jsonl
+  members=$place/members.jsonl
   if ! manifest_field "$1" '"layout":"set","members":{"count":[0-9]*,"sha256":"[0-9a-f]*","size":[0-9]*}'; then
-    broken "items/$1/manifest.json names no members.jsonl"; return 0
+    broken "$place/manifest.json names no members.jsonl"; return 0
   fi
   wanted=${field#*\"sha256\":\"}
   wanted=${wanted%%\"*}
@@ -704,7 +914,7 @@ check_members() { # ITEM
     broken "$members has lines of no known form"
   fi
   sed 's/ [0-9]*$//' "$work/named" | sort >"$work/named.digests"
-  grep -a '^[0-9a-f]\{64\}  ' "items/$1/segments.sha256" | sort >"$work/listed"
+  grep -a '^[0-9a-f]\{64\}  ' "$place/segments.sha256" | sort >"$work/listed"
   comm -23 "$work/named.digests" "$work/listed" >"$work/list"
   each_is "$work/list" broken "(members.jsonl of item $1) is not in the segment list, or stands twice"
   comm -13 "$work/named.digests" "$work/listed" >"$work/list"
@@ -714,15 +924,23 @@ check_members() { # ITEM
 }
 
 check_item() { # ITEM
+  eval "place=\$place_$1"
   check_recorded "$1" manifest.json && check_recorded "$1" segments.sha256 || return 0
-  item_folder=items/$1 list=items/$1/segments.sha256
+  if [ -n "$bag" ] && is_left_out "$1"; then
+    find "$place/data" -type f -printf 'x\n' 2>/dev/null >"$work/list"
+    if [ ! -s "$work/list" ]; then
+      checked=$((checked - 1))
+      note "item $1 is not in this bag: it was left out of the export"; return 0
+    fi
+  fi
+  item_folder=$place list=$place/segments.sha256
   case_json=${origin##*/}
   manifest_field "$1" "^{\"case\":\"$case_json\"," &&
     manifest_field "$1" "\"image_root\":\"$sha256\",\"item\":\"$1\",\"kind\":\"[a-z]*\",\"layout\":\"[a-z]*\"" ||
-    { broken "items/$1/manifest.json describes another item"; return 0; }
+    { broken "$place/manifest.json describes another item"; return 0; }
   layout=${field##*:}
   if [ "$layout" = '"image"' ] && ! manifest_field "$1" '"layout":"image","members":null,"method":'; then
-    broken "items/$1/manifest.json contradicts itself: an image has no members"
+    broken "$place/manifest.json contradicts itself: an image has no members"
   fi
   list_size=$(sed -n '2s/^# size //p' "$list")
   segment_size=$(sed -n '3s/^# segment-size //p' "$list")
@@ -768,7 +986,12 @@ check_item() { # ITEM
   check_manifest "$1"
   if [ "$layout" = '"set"' ]; then check_members "$1"; fi
 
-  if [ -z "$quick" ] && [ -s "$work/expected.names" ]; then
+  if [ -z "$quick" ] && [ -n "$bag" ]; then
+    # All of the payload was hashed: what its list says must be what was acquired.
+    sed -n "s|^\([0-9a-f]\{64\}  \)data/|\1data/cases/$case_id/$place/data/|p" "$list" | sort |
+      comm -23 - "$work/manifest" | sed 's/^.\{66\}//' >"$work/list"
+    each_is "$work/list" broken 'is not what was acquired'
+  elif [ -z "$quick" ] && [ -s "$work/expected.names" ]; then
     # Links would be followed: what is no regular file was reported as missing above.
     (cd "$item_folder" && sha256sum -c --strict --quiet segments.sha256) >"$work/list" 2>/dev/null ||
       { each_is "$work/list" broken "(item $1)"
@@ -780,8 +1003,8 @@ check_item() { # ITEM
   each_is "$work/list" note "of item $1 is not logged: no entry speaks of it"
 }
 
-checked=0
-for item in $items; do
+if [ -n "$only_ledger" ]; then items_to_check=''; else items_to_check=$items; fi
+for item in $items_to_check; do
   eval "state=\$state_$item"
   case $state in
     complete) checked=$((checked + 1)); check_item "$item" ;;
@@ -790,7 +1013,7 @@ for item in $items; do
   esac
 done
 
-if [ -d items ]; then
+if [ -d items ] && [ -z "$only_ledger" ]; then
   for item in $items; do printf 'items/%s\n' "$item"; done | sort >"$work/claimed"
   find items -mindepth 1 -maxdepth 1 -regextype posix-basic -regex 'items/[A-Za-z0-9._-]*' | sort |
     comm -13 "$work/claimed" - >"$work/list"
@@ -803,16 +1026,40 @@ if [ -d items ]; then
   done <"$work/list"
 fi
 find . -mindepth 1 -maxdepth 1 ! -name ledger ! -name checkpoints ! -name keys ! -name items \
-  -printf 'x\n' >"$work/list"
+  ! -path "./received$continues" -printf 'x\n' >"$work/list"
 while read -r _; do
   note 'something beside ledger, checkpoints, keys and items lies in the case; no entry speaks of it'
   break
 done <"$work/list"
 
-if [ "$findings" -gt 0 ]; then
-  printf 'BROKEN %s findings in %s entries and %s items\n' "$findings" "$entries" "$checked"
-  exit 1
+if [ -n "$bag" ] && [ "$entries" -gt 0 ]; then
+  check_bag_says
+  check_raw
 fi
+
+# The ledger that a received case came with: verified by itself, and against what was received of it.
+check_received() { # SIZE:ROOT KEY
+  inner=received/cases/$case_id size=${1%%:*}
+  if ! is_number "$size"; then broken 'a delivery states no size'; return 0; fi
+  padded=000000000000000$size
+  while [ "${#padded}" -gt 16 ]; do padded=${padded#0}; done
+  set -- "$1" "$2" -l -k "$2"
+  if [ -f "$inner/checkpoints/$padded/log.note" ]; then set -- "$@" -r "$1"
+  else note "received: no checkpoint over the $size entries of the delivery; they were not sealed"; fi
+  receipt=$1
+  shift 2
+  /bin/sh "$script" "$@" "$inner" >"$work/inner" 2>&1 || broken "received: not what was received ($receipt)"
+  while IFS= read -r line; do
+    case $line in 'not checked:'*) ;; *) say received: "$line" ;; esac
+  done <"$work/inner"
+}
+
+if [ -z "$continues" ]; then
+  if [ -z "$deliveries" ]; then note 'received: an import was begun and not finished; run it again'; fi
+  for delivery in $deliveries; do check_received "${delivery%:*}" "${delivery##*:}"; done
+fi
+
+end
 [ -z "$quick" ] || note 'quick: the content of stored objects was not read'
 say 'not checked:' "$not_checked"
 printf 'OK %s entries, %s items, root %s:%s, first key %s\n' \
