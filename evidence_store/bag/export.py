@@ -18,7 +18,7 @@ import errno
 import hashlib
 import json
 import os
-import shutil
+import re
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -56,6 +56,7 @@ from evidence_store.transfer import Progress
 from evidence_store.verify import Remark, verify_case
 
 _BUFFER = 4 << 20
+_OURS = re.compile(r"lock|[0-9]+-[0-9a-f]{32}")
 _AGAIN = "run the same command again; it continues"
 
 
@@ -144,6 +145,7 @@ class _Export:
     # -- before the first byte -------------------------------------------------------------------
 
     def _check(self) -> None:
+        self.case.refresh()
         backend = self.case.store.backend
         if self.case.state.received is not None:
             raise StoreError(
@@ -185,7 +187,7 @@ class _Export:
         plan = place / layout.PLAN
         if place.is_symlink() or (place.exists() and not place.is_dir()):
             raise AlreadyExistsError(f"{place} is not a folder", hint="name a new folder")
-        if place.is_dir() and any(place.iterdir()):
+        if place.is_dir() and not _is_new(place):
             if not plan.is_file() or plan.is_symlink():
                 raise AlreadyExistsError(
                     f"{place} is not empty; an export writes only into a new folder",
@@ -466,7 +468,10 @@ class _Export:
             _sync(path)
         self._put(layout.DECLARATION, layout.BAGIT)
         (self.destination / layout.PLAN).unlink()
-        shutil.rmtree(self.destination / layout.PARTIAL)
+        for path in (self.destination / layout.PARTIAL).iterdir():
+            if _OURS.fullmatch(path.name):
+                path.unlink()
+        (self.destination / layout.PARTIAL).rmdir()
         _sync(self.destination)
 
     def _tag(self, name: str, body: bytes) -> None:
@@ -506,6 +511,17 @@ class _Export:
         finally:
             with contextlib.suppress(FileNotFoundError):
                 temporary.unlink()
+
+
+def _is_new(place: Path) -> bool:
+    """Tell whether a folder holds nothing, or what a run left that died before its first file."""
+    names = [path.name for path in place.iterdir()]
+    partial = place / layout.PARTIAL
+    return names == [] or (
+        names == [layout.PARTIAL]
+        and not partial.is_symlink()
+        and all(_OURS.fullmatch(path.name) for path in partial.iterdir())
+    )
 
 
 def _read_plan(plan: Path) -> dict[str, Any]:

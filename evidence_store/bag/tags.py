@@ -94,8 +94,8 @@ class About:
             "     impound import FOLDER",
             "",
             "An image lies in segments of 64 MiB in data/cases/…/items/<item>/data; those that are",
-            "not there were read and are all zero (segments.sha256 lists them)."
-            + (" The same bytes in one file: data/raw/<item>/disk.raw." if self.raw else ""),
+            "not there were read and are all zero (segments.sha256 lists them).",
+            *(["The same bytes in one file: data/raw/<item>/disk.raw."] if self.raw else []),
             "Open copies, read-only.",
         ]  # fmt: skip
         if left:
