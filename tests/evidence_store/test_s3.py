@@ -16,6 +16,7 @@ from evidence_store.backend import (
     SparseBody,
     UnfitObjectError,
 )
+from evidence_store.bag import export_case, import_bag, verify_bag
 from evidence_store.errors import AlreadyExistsError, StoreError, StoreNotFoundError
 from evidence_store.s3 import Protection, S3Backend, drift
 from evidence_store.store import Case, Store
@@ -23,7 +24,17 @@ from evidence_store.verify import verify_case
 from pipeline.gameday.aws.accounts import AUDIT, REGION
 from pipeline.gameday.aws.faults import Fault
 from tests.evidence_store.backend_contract import BackendContract
-from tests.evidence_store.kit import CASE, SEGMENT, FakeImage, fill, make_world, pattern
+from tests.evidence_store.kit import (
+    CASE,
+    CHECKPOINT,
+    SECOND,
+    SEGMENT,
+    FakeImage,
+    fill,
+    make_scribe,
+    make_world,
+    pattern,
+)
 
 BUCKET = "evidence"
 
@@ -377,3 +388,24 @@ def test_reading_needs_no_key_of_ours(world, backend):
     with pytest.raises(RuntimeError, match="reading only"):
         reader.create("k", b"")
     assert json.loads(reader.read("store.json", 4096))["layout"] == 1
+
+
+# -- bags ------------------------------------------------------------------------------------------
+
+
+def test_a_case_goes_out_of_s3_and_into_s3(backend, aws, kms_key, tmp_path):
+    world = make_world(tmp_path, backend=backend)
+    fill(world)
+    export_case(world.case, tmp_path / "bag", lambda c: c.seal(CHECKPOINT), raw=True)
+    assert verify_bag(tmp_path / "bag").outcome == "clean"
+    lab = S3Backend(
+        backend.client, BUCKET, "lab", Protection(kms_key), tmp_path / "lab", sleep=lambda _s: None
+    )  # fmt: skip
+    store = Store(lab, make_scribe(SECOND, "lab"))
+    done = import_bag(
+        store, tmp_path / "bag", deployment="lab", checkpoint_key=CHECKPOINT.public
+    )  # fmt: skip
+    done.case.seal(CHECKPOINT)
+    verdict = verify_case(Case(Store(lab), CASE), deep=True)
+    assert (verdict.findings, verdict.notes) == ([], [])
+    assert verdict.received is not None
