@@ -13,7 +13,6 @@ from pipeline.cli.base import Command, Globals, human, pass_globals, receipt
 from pipeline.cli.case import checked, offer_keys
 from pipeline.cli.verify import bag_document, receipt_of
 from pipeline.errors import UsageError
-from pipeline.session import KEY_NAMES
 
 
 @click.command(cls=Command)
@@ -80,11 +79,11 @@ def import_(options: Globals, bag: Path, expect: str | None, expect_key: str | N
     """
     expected = receipt_of(expect)
     session = options.session
-    offer_keys(options, KEY_NAMES)
+    offer_keys(options, options.session.local_key_uses)
     with options.progress(f"import {bag.name}") as progress:
         done = import_bag(
             session.open_store(writing=True), bag, deployment=session.settings.deployment,
-            checkpoint_key=session.public_key("checkpoint"), workers=session.settings.workers,
+            checkpoint_key=session.checkpoint_public, workers=session.settings.workers,
             progress=progress, receipt=expected, first_key=expect_key,
         )  # fmt: skip
     case = done.case
