@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from evidence_store.case import CaseState
 from evidence_store.errors import SigningKeyError
 from evidence_store.ledger import Draft
 from evidence_store.model import Authority, CustodyEvent, clean
@@ -142,6 +143,7 @@ def show(options: Globals, case_id: str) -> None:
         "case": case_id, "title": state.title, "contact": state.contact, "ticket": state.ticket,
         "opened": state.opened, "closed": state.sealed or None, "origin": found.ledger.origin,
         "first_key": found.ledger.ring.first, "checkpoint": receipt(checkpoint),
+        "received": state.received and {**state.received, "exports": list(state.deliveries)},
         "keys": [{**k.allowed.model_dump(), "since": k.since, "revoked": k.revoked}
                  for k in found.listed_keys],
         "items": items, "entries": entries,
@@ -152,6 +154,7 @@ def show(options: Globals, case_id: str) -> None:
         + (f"  closed {state.sealed}" if state.sealed else ""),
         f"first key {found.ledger.ring.first}",
         f"checkpoint {checkpoint or 'none'}  entries {len(entries)}",
+        *_received(state),
         "",
         *table(("ITEM", "KIND", "STATE", "ACQUISITIONS", "SOURCE"),
                [(i["item"], i["kind"], i["state"],
@@ -168,6 +171,19 @@ def show(options: Globals, case_id: str) -> None:
                  e["note"] or "") for e in entries]),
     ]  # fmt: skip
     options.result(document, lines)
+
+
+def _received(state: CaseState) -> list[str]:
+    """Where the case came from, if it came in a bag."""
+    if state.received is None:
+        return []
+    first = state.received
+    return [
+        f"received from {first.get('origin')}, first key {first.get('first_key')}",
+        *(f"  export {export_id}, entry {event.seq} of {event.time}: "
+          f"{(event.data or {}).get('items') or 'no items'}"
+          for export_id, event in state.deliveries.items()),
+    ]  # fmt: skip
 
 
 def _outcome(outcome: str) -> str:

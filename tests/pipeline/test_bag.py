@@ -48,6 +48,10 @@ def test_must_show(exported, home, monkeypatch):
     checked = exported("--store", "lab", "verify", "T-1001", "--deep")
     assert checked.code == 0, checked.out
     assert "received with 10 entries (10 sealed)" in checked.out
+    shown = exported("--json", "--store", "lab", "case", "show", "T-1001").json["received"]
+    assert (shown["size"], shown["exports"]) == (10, [verdict.json["export_id"]])
+    told = exported("--store", "lab", "case", "show", "T-1001").out
+    assert f"export {verdict.json['export_id']}, entry 3 of" in told
     again = exported("--store", "lab", "import", "bag")
     assert (again.code, "imported before" in again.out) == (0, True)
     listed = exported("--json", "--store", "lab", "item", "list", "T-1001").json["items"]
