@@ -17,6 +17,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -144,14 +145,7 @@ class _Import:
             )
         self._continues(mine)
         for record in self._items():
-            here = mine.state.items.get(record.item_id)
-            if here is not None and (here.manifest_sha256, here.received) != (
-                record.manifest_sha256, True,
-            ):  # fmt: skip
-                raise StoreError(
-                    f"item {record.item_id} of the bag exists in case {case_id} as another item",
-                    hint="import the bag into another store, with --store",
-                )
+            _is_here(mine, record)
         return mine
 
     def _continues(self, mine: Case) -> None:
@@ -192,11 +186,7 @@ class _Import:
         self._copy(mine)
         taken = self._items()
         for record in taken:
-            fields = self._received(record)
-            mine.record(
-                lambda r=record, f=fields: None  # type: ignore[misc]
-                if r.item_id in mine.state.items else Draft("item.received", f)
-            )  # fmt: skip
+            mine.record(partial(self._receive, mine, record, self._received(record)))
         self._delivered(mine, [r.item_id for r in taken])
         return Imported(mine, self.verdict, [r.item_id for r in taken])
 
@@ -267,6 +257,9 @@ class _Import:
 
     # -- entries ---------------------------------------------------------------------------------
 
+    def _receive(self, mine: Case, record: ItemRecord, fields: dict[str, Any]) -> Draft | None:
+        return None if _is_here(mine, record) else Draft("item.received", fields)
+
     def _received(self, record: ItemRecord) -> dict[str, Any]:
         acquired = record.acquired
         assert acquired is not None  # noqa: S101
@@ -301,6 +294,19 @@ class _Import:
             None if export_id in mine.state.deliveries else Draft("item.received", {"data": data})
         )
         mine.record(build)
+
+
+def _is_here(mine: Case, record: ItemRecord) -> bool:
+    """Tell whether an item was received before. Raises: StoreError if its id is another item's."""
+    here = mine.state.items.get(record.item_id)
+    if here is None:
+        return False
+    if not here.received or here.manifest_sha256 != record.manifest_sha256:
+        raise StoreError(
+            f"item {record.item_id} of the bag exists in case {mine.case_id} as another item",
+            hint="import the bag into another store, with --store",
+        )
+    return True
 
 
 def _is_torn(backend: Backend, key: str, found: int, size: int) -> bool:

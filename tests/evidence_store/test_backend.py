@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from evidence_store.backend import LocalBackend, Stored, UnfitObjectError, translate
+from evidence_store.backend import Below, LocalBackend, Stored, UnfitObjectError, translate
 from evidence_store.errors import AlreadyExistsError, StoreError, StoreFullError
 from tests.evidence_store.backend_contract import BackendContract
 
@@ -215,3 +215,32 @@ def test_a_store_without_permission_says_so(tmp_path, as_nobody):
         check=False, capture_output=True, text=True,
     )  # fmt: skip
     assert "Permission denied | check who owns the store" in done.stdout, done.stderr
+
+
+# -- a store within a store ------------------------------------------------------------------------
+
+
+def test_below_shows_one_folder_and_writes_nothing(tmp_path):
+    outer = LocalBackend(tmp_path)
+    outer.create("cases/T/received/store.json", b"{}\n")
+    outer.create("cases/T/received/cases/T/ledger/0.note", b"a")
+    outer.create("cases/T/received/cases/T/ledger/1.note", b"b")
+    outer.create("cases/T/ledger/0.note", b"other")
+    (tmp_path / "cases/T/received/cases/T/ledger/link").symlink_to("0.note")
+    inner = Below(outer, "cases/T/received")
+    assert inner.uri == f"{outer.uri}/cases/T/received"
+    assert inner.read("store.json", 10) == b"{}\n"
+    assert [s.key for s in inner.list("cases")] == [
+        "cases/T/ledger/0.note", "cases/T/ledger/1.note",
+    ]  # fmt: skip
+    assert list(inner.folders("cases")) == ["T"]
+    assert list(inner.strays("cases/T")) == ["cases/T/ledger/link"]
+    assert inner.sha256("cases/T/ledger/1.note") == outer.sha256(
+        "cases/T/received/cases/T/ledger/1.note"
+    )
+    keys = (f"cases/T/ledger/{n}.note" for n in range(9))
+    assert list(inner.read_run(keys, 10)) == [b"a", b"b"]
+    with pytest.raises(ValueError, match="not an object key"):
+        inner.read("../ledger/0.note", 10)
+    with pytest.raises(RuntimeError):
+        inner.create("x", b"y")
