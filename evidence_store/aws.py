@@ -12,7 +12,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
-from evidence_store.errors import SigningKeyError, StoreError
+from evidence_store.errors import SigningKeyError, StoreError, StoreUnavailableError
 from evidence_store.sign import PublicKey
 
 MAX_RAW_BYTES = 4096
@@ -25,16 +25,21 @@ _SKEW = {"RequestTimeTooSkewed", "InvalidSignatureException"}
 _DENIED = {"AccessDenied", "AccessDeniedException", "Forbidden", "403"}
 _BUSY = {
     "SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "Throttling",
-    "ThrottlingException", "RequestLimitExceeded", "BandwidthLimitExceeded", "500", "503",
+    "ThrottlingException", "RequestLimitExceeded", "BandwidthLimitExceeded", "500", "502", "503",
+    "504",
 }  # fmt: skip
+_NOT_SENT = {"NoCredentialsError", "PartialCredentialsError", "ParamValidationError"}
+# A HEAD that is refused says 400 for an expired token and a disabled key alike.
+_UNAVAILABLE = {"400"} | _EXPIRED | _UNKNOWN_CALLER | _SKEW | _DENIED | _BUSY
 
 
 def failures() -> tuple[type[Exception], ...]:
     """The exceptions by which a call to AWS fails, for an `except` clause."""
     from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.parsers import ResponseParserError
     from urllib3.exceptions import HTTPError
 
-    return (BotoCoreError, ClientError, HTTPError)
+    return (BotoCoreError, ClientError, ResponseParserError, HTTPError)
 
 
 class Failure:
@@ -51,14 +56,29 @@ class Failure:
         if self.answered and answer is not None:
             self.code = str(answer["Error"].get("Code", ""))
             self.message = str(answer["Error"].get("Message") or self.code)
-            self.status = int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+            facts = answer.get("ResponseMetadata", {})
+            self.status = int(facts.get("HTTPStatusCode", 0))
+            self.tried_again = int(facts.get("RetryAttempts", 0)) > 0
         else:
             self.code, self.message, self.status = type(e).__name__, str(e), 0
+            self.tried_again = False
 
     @property
     def may_have_happened(self) -> bool:
-        """Whether the call may have had its effect all the same: no answer, or a server's error."""
-        return not self.answered or self.status >= 500
+        """Whether the call may have had its effect all the same.
+
+        No answer, a server's error, or a refusal of what botocore had sent before.
+        """
+        if not self.answered:
+            return self.code not in _NOT_SENT
+        return self.status >= 500 or self.tried_again
+
+    @property
+    def unavailable(self) -> bool:
+        """Whether it says nothing of what was asked for: no answer, busy, or we were refused."""
+        if not self.answered:
+            return self.code != "FlexibleChecksumError"
+        return self.status in (403, 429) or self.status >= 500 or self.code in _UNAVAILABLE
 
     @property
     def in_the_body(self) -> bool:
@@ -66,13 +86,17 @@ class Failure:
         return not self.answered and self.code in (
             "IncompleteReadError", "ResponseStreamingError", "FlexibleChecksumError",
             "ReadTimeoutError", "ConnectionClosedError", "ProtocolError", "IncompleteRead",
+            "ResponseParserError",
         )  # fmt: skip
 
     def error(self, what: str) -> StoreError:
         """Return it as the store's error, with the next thing to do."""
-        return StoreError(f"{what}: {self.message} ({self.code})", hint=self._hint())
+        kind = StoreUnavailableError if self.unavailable else StoreError
+        return kind(f"{what}: {self.message} ({self.code})", hint=self.hint)
 
-    def _hint(self) -> str:
+    @property
+    def hint(self) -> str:
+        """The next thing to do, or ""."""
         code = self.code
         if code in _EXPIRED:
             return "renew the credentials, then run the same command again; it continues"

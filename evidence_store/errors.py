@@ -8,6 +8,7 @@
      |   |- StoreNotFoundError  CaseNotFoundError  ItemNotFoundError
      |   |- AlreadyExistsError              write-once: the name is taken
      |   |- CaseClosedError  BusyError  SigningKeyError
+     |   |- StoreUnavailableError           no answer, busy, or refused: nothing is known
      |   '- StoreFullError
      |- SourceChangedError                  exit 12   a resumed source is not what it was
      |- ChildError                          exit 1    a limited child died; its reader says what of
@@ -88,6 +89,10 @@ class CaseClosedError(StoreError):
 
 class BusyError(StoreError):
     """Another process is at work on the same item."""
+
+
+class StoreUnavailableError(StoreError):
+    """The store did not answer, was busy, or refused us. What it holds is as it was; unknown."""
 
 
 class StoreFullError(StoreError):

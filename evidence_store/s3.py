@@ -25,7 +25,6 @@ import io
 import os
 import re
 import secrets
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -40,20 +39,29 @@ from evidence_store.aws import Failure, failures
 from evidence_store.backend import (
     AmbiguousWriteError,
     Body,
+    Buffer,
     ObjectNotFoundError,
     SparseBody,
     Stored,
     UnfitObjectError,
     check_key,
     exclusive_file,
+    translate,
 )
-from evidence_store.errors import AlreadyExistsError, StoreError, StoreNotFoundError
+from evidence_store.errors import (
+    AlreadyExistsError,
+    StoreError,
+    StoreNotFoundError,
+    StoreUnavailableError,
+)
 
 MAX_OBJECT_BYTES = 5 << 30
 _CHUNK = 1 << 20
 _CONFLICT_TRIES = 6
-_READ_TRIES = 3
+_READ_TRIES = 5
 _TAG = re.compile(r"[^\w +\-=.:/@]", re.ASCII)
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_NEVER = datetime.min.replace(tzinfo=UTC)
 _CONFLICT = {"ConditionalRequestConflict", "OperationAborted"}
 _ABSENT = {"NoSuchKey", "NotFound", "404", "NoSuchVersion", "MethodNotAllowed", "405"}
 
@@ -198,7 +206,7 @@ class S3Backend:
             "Body": payload.body,
             "ContentLength": payload.size,
             "ChecksumAlgorithm": "SHA256",
-            "ChecksumSHA256": base64.b64encode(bytes.fromhex(payload.sha256)).decode(),
+            "ChecksumSHA256": _in_base64(payload.sha256),
             "IfNoneMatch": "*",
             "ServerSideEncryption": "aws:kms",
             "SSEKMSKeyId": protection.kms_key,
@@ -220,12 +228,12 @@ class S3Backend:
         try:
             found = self._call("head_object", Key=self._key(key))
         except failures() as e:
-            if Failure(e).code in _ABSENT and failure.code != "PreconditionFailed":
-                raise AmbiguousWriteError(
-                    f"cannot store {key} in {self.uri}: {failure.message}",
-                    hint="run the same command again; it continues",
-                ) from e
-            raise self._error(failure, f"store {key}") from e
+            if failure.code == "NoSuchBucket" or Failure(e).code == "NoSuchBucket":
+                raise self._error(failure, f"store {key}") from e
+            raise AmbiguousWriteError(
+                f"cannot store {key} in {self.uri}: {failure.message} ({failure.code})",
+                hint=failure.hint or "run the same command again; it continues",
+            ) from e
         if found.get("Metadata", {}).get("write") == nonce:
             return found
         raise AlreadyExistsError(f"{key} exists and is not overwritten")
@@ -234,16 +242,14 @@ class S3Backend:
         self, key: str, version: str | None, payload: _Payload, protection: Protection
     ) -> None:
         with self._failing(f"look at {key} again"):
-            found = self._call("head_object", Key=self._key(key), ChecksumMode="ENABLED",
-                               **({"VersionId": version} if version else {}))  # fmt: skip
+            found = self._head(key, version)
         wrong = drift(found, protection, self.clock())
         if found.get("ContentLength") != payload.size:
             wrong.append(f"it has {found.get('ContentLength')} bytes, not {payload.size}")
-        if (checksum := found.get("ChecksumSHA256")) is not None:
-            if base64.b64decode(checksum).hex() != payload.sha256:
-                wrong.append("its checksum is another one")
-        else:
+        if (checksum := found.get("ChecksumSHA256")) is None:
             wrong.append("it has no SHA-256 checksum")
+        elif checksum != _in_base64(payload.sha256):
+            wrong.append("its checksum is another one")
         if wrong:
             raise StoreError(
                 f"{key} was stored, but not as asked: {'; '.join(wrong)}",
@@ -304,10 +310,9 @@ class S3Backend:
         """See `Backend.open_fd`; a copy in an unlinked file of `scratch`."""
 
         def take(answer: dict[str, Any]) -> int:
-            with tempfile.TemporaryFile(dir=self._scratch()) as copy:
+            with _spool(self.scratch) as copy:
                 for chunk in answer["Body"].iter_chunks(_CHUNK):
                     copy.write(chunk)
-                copy.flush()
                 return os.open(f"/proc/self/fd/{copy.fileno()}", os.O_RDONLY | os.O_CLOEXEC)
 
         return self._get(key, None, take)
@@ -348,10 +353,7 @@ class S3Backend:
         start = self._key(f"{check_key(prefix)}/x")[:-1]
         found: set[str] = set()
         with self._failing(f"list {prefix}"):
-            pages = self.client.get_paginator("list_object_versions").paginate(
-                Bucket=self.bucket, Prefix=start, Delimiter="/"
-            )
-            for page in pages:
+            for page in self._pages(Prefix=start, Delimiter="/"):
                 found |= {e["Prefix"].removeprefix(start) for e in page.get("CommonPrefixes", ())}
         return (name[:-1] for name in sorted(found) if _in_form(name[:-1]))
 
@@ -367,14 +369,18 @@ class S3Backend:
         protection = self.protection
 
         def look(key: str) -> list[str]:
-            found = self._call("head_object", Key=self._key(key), ChecksumMode="ENABLED")
+            found = self._head(key)
             wrong = drift(found, protection, self.clock())
             said = found.get("Metadata", {}).get("sha256")
             checksum = found.get("ChecksumSHA256")
-            if said is None or (checksum and base64.b64decode(checksum).hex() != said):
+            if checksum is None:
+                wrong.append("it has no SHA-256 checksum")
+            elif said is None or checksum != _in_base64(said):
                 wrong.append("its metadata were changed")
             answer = self._call("get_object_tagging", Key=self._key(key))
-            tags = {tag["Key"]: tag["Value"] for tag in answer.get("TagSet", ())}
+            if "TagSet" not in answer:
+                raise self._nothing(f"the tags of {key}")
+            tags = {tag["Key"]: tag["Value"] for tag in answer["TagSet"]}
             if tags != (want := self.tags(key)):
                 changed = sorted(t for t in {*tags, *want} if tags.get(t) != want.get(t))
                 wrong.append(f"its tags differ: {', '.join(changed)}")
@@ -406,13 +412,9 @@ class S3Backend:
         start: dict[str, str] = {}
         if before is not None:  # KeyMarker is exclusive: the greatest string below `before`
             start = {"KeyMarker": top + before[:-1] + chr(ord(before[-1]) - 1) + "~"}
-        pages = self.client.get_paginator("list_object_versions").paginate(
-            Bucket=self.bucket, Prefix=top + prefix, **start
-        )
         key = ""
         versions: _Versions = []
-        for page in pages:
-            self._note_date(page)
+        for page in self._pages(Prefix=top + prefix, **start):
             found = [
                 (entry["Key"].removeprefix(top), not entry["IsLatest"], -_stamp(entry), n,
                  _Version(entry.get("Size", 0), entry["VersionId"], marker))
@@ -428,6 +430,17 @@ class S3Backend:
         if versions:
             yield key, versions
 
+    def _pages(self, **arguments: str) -> Iterator[dict[str, Any]]:
+        """Yield the pages of a listing of versions. An answer that is none is not an empty one."""
+        pages = self.client.get_paginator("list_object_versions").paginate(
+            Bucket=self.bucket, **arguments
+        )
+        for page in pages:
+            if "IsTruncated" not in page:
+                raise self._nothing("the listing")
+            self._note_date(page)
+            yield page
+
     def _only(self, key: str, versions: _Versions) -> str:
         """The id of the one version that there may be. Raises: UnfitObjectError."""
         if versions[0].marker:
@@ -441,14 +454,27 @@ class S3Backend:
     def _key(self, key: str) -> str:
         return f"{self.prefix}/{check_key(key)}" if self.prefix else check_key(key)
 
-    def _scratch(self) -> Path:
-        self.scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return self.scratch
-
     def _call(self, operation: str, **arguments: Any) -> dict[str, Any]:
         answer: dict[str, Any] = getattr(self.client, operation)(Bucket=self.bucket, **arguments)
         self._note_date(answer)
         return answer
+
+    def _head(self, key: str, version: str | None = None) -> dict[str, Any]:
+        """HEAD with the checksum. Where it fails without saying why, a GET is asked for the why."""
+        what = {"Key": self._key(key), "ChecksumMode": "ENABLED",
+                **({"VersionId": version} if version else {})}  # fmt: skip
+        try:
+            return self._call("head_object", **what)
+        except failures() as e:
+            code = Failure(e).code
+            if not code.isdigit() or code in _ABSENT:
+                raise
+        try:
+            self._call("get_object", Range="bytes=0-0", **what)["Body"].close()
+        except failures() as e:
+            if Failure(e).code != "InvalidRange":  # of an empty object
+                raise
+        return self._call("head_object", **what)
 
     def _note_date(self, answer: Mapping[str, Any]) -> None:
         date = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date")
@@ -462,6 +488,12 @@ class S3Backend:
             yield
         except failures() as e:
             raise self._error(Failure(e), what) from e
+
+    def _nothing(self, what: str) -> StoreUnavailableError:
+        return StoreUnavailableError(
+            f"{self.uri} answered, but not with {what}",
+            hint="check the network and the endpoint, then run the same command again",
+        )
 
     def _error(self, failure: Failure, what: str) -> StoreError:
         if failure.code == "NoSuchBucket":
@@ -481,7 +513,7 @@ def drift(found: Mapping[str, Any], protection: Protection | None, now: datetime
     held = found.get("ObjectLockLegalHoldStatus") == "ON"
     if found.get("ObjectLockMode") != "COMPLIANCE":
         wrong.append("it is not under COMPLIANCE retention")
-    elif (until := found["ObjectLockRetainUntilDate"]) < now and not held:
+    elif (until := found.get("ObjectLockRetainUntilDate", _NEVER)) < now and not held:
         wrong.append(f"its retention ended {until:%Y-%m-%d} and it has no legal hold")
     if protection is None:
         return wrong
@@ -492,6 +524,11 @@ def drift(found: Mapping[str, Any], protection: Protection | None, now: datetime
     elif found.get("SSEKMSKeyId") != protection.kms_key:
         wrong.append(f"it is encrypted with {found.get('SSEKMSKeyId')}")
     return wrong
+
+
+def _in_base64(sha256: str) -> str:
+    """A digest as S3 writes it; "" for what is no SHA-256 in hex (metadata say anything)."""
+    return base64.b64encode(bytes.fromhex(sha256)).decode() if _SHA256.fullmatch(sha256) else ""
 
 
 def _in_form(key: str) -> bool:
@@ -545,17 +582,40 @@ def _payload(body: Body, sha256: str | None, scratch: Path) -> Iterator[_Payload
             known = sha256 or hashlib.sha256(view).hexdigest()
             yield _Payload(_ViewFile(view), len(view), known)
         return
-    scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=scratch) as spool:
-        digest = hashlib.sha256()
+    with _spool(scratch) as spool:
+        digest, size = hashlib.sha256(), 0
         for part in body:
             digest.update(part)
-            spool.write(part)
-            if spool.tell() > MAX_OBJECT_BYTES:
+            size += spool.write(part)
+            if size > MAX_OBJECT_BYTES:
                 raise StoreError(
                     "a file of more than 5 GiB cannot be one object in S3",
                     hint="take it by itself as an image: impound ingest CASE FILE --kind disk",
                 )
-        size = spool.tell()
-        spool.seek(0)
         yield _Payload(spool, size, digest.hexdigest())
+
+
+class _Spool(io.FileIO):
+    """An unlinked file whose writes are whole and fail as the store's errors."""
+
+    def write(self, data: Buffer) -> int:  # type: ignore[override]
+        """Write all of it. Raises: StoreError."""
+        with memoryview(data) as view:
+            at = 0
+            try:
+                while at < len(view):
+                    at += super().write(view[at:])
+            except OSError as e:
+                raise translate(e, "cannot write to the scratch folder") from e
+            return at
+
+
+@contextlib.contextmanager
+def _spool(scratch: Path) -> Iterator[_Spool]:
+    try:
+        scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(scratch, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+    except OSError as e:
+        raise translate(e, f"cannot make a file in {scratch}") from e
+    with _Spool(fd, "r+b") as spool:
+        yield spool

@@ -53,7 +53,7 @@ from evidence_store.checkpoint import (
     root_from_proof,
 )
 from evidence_store.digest import LinearDigest, SegmentList, segment_name
-from evidence_store.errors import IntegrityError, StoreError
+from evidence_store.errors import IntegrityError, StoreError, StoreUnavailableError
 from evidence_store.item import MAX_MEMBER_BYTES, Manifest, Members, parse_member
 from evidence_store.ledger import entry_name
 
@@ -204,7 +204,8 @@ def verify_case(
         first_key: fingerprint that the case's first key must have.
         left_out: items that this copy need not hold; they are notes if no object of them is there.
 
-    Raises: StoreError only if the store itself cannot be read.
+    Raises: StoreError only if the store itself cannot be read: what could not be looked at
+    (`StoreUnavailableError`) is no finding, and no verdict is given then.
     """
     return _Verification(
         case, deep or linear, linear, workers, progress, receipt, first_key, left_out
@@ -268,6 +269,8 @@ class _Verification:
         binding = self.case.ledger.entries[0].event.store
         try:
             identity = self.case.store.identity
+        except StoreUnavailableError:
+            raise
         except (IntegrityError, StoreError) as e:
             self._broken("store.json", str(e))
             return
@@ -295,6 +298,8 @@ class _Verification:
         try:
             for key, text in self.case.store.backend.anomalies(self.case.prefix):
                 self._broken(key, text)
+        except StoreUnavailableError:
+            raise
         except StoreError as e:
             self._broken(self.case.prefix, f"its protection could not be checked: {e}")
 
@@ -350,6 +355,8 @@ class _Verification:
             compare_with_checkpoint(ledger, known[0], "the checkpoint remembered by this user")
             if known[1] != ledger.ring.first:
                 raise IntegrityError("the case was opened with another key when last seen")
+        except StoreUnavailableError:
+            raise
         except (IntegrityError, StoreError) as e:
             self._broken("last seen", str(e))
 
@@ -377,6 +384,8 @@ class _Verification:
             try:
                 manifest = self.case.manifest(record.item_id)
                 segments = self.case.segments(manifest)
+            except StoreUnavailableError:
+                raise
             except (IntegrityError, StoreError) as e:
                 self._broken(about, str(e))
                 continue
@@ -603,6 +612,8 @@ def check_members(
                 digest.update(line)
                 size += len(line)
                 lines.take(line)
+    except StoreUnavailableError:
+        raise
     except StoreError as e:
         yield str(e)
         return
@@ -678,6 +689,8 @@ def hash_objects(
             actual, size = backend.sha256(f"{prefix}/data/{name}")
         except ObjectNotFoundError:
             return name, 0, "is missing"
+        except StoreUnavailableError:
+            raise
         except StoreError as e:
             return name, 0, f"cannot be read: {e}"
         expected = segments.digests[name]
@@ -711,6 +724,8 @@ def hash_in_order(
                 actual, size = feed.take(case, f"{case.item_prefix(item_id)}/data/{name}")
             except ObjectNotFoundError:
                 yield name, 0, "is missing"
+            except StoreUnavailableError:
+                raise
             except StoreError as e:
                 yield name, 0, f"cannot be read: {e}"
             else:

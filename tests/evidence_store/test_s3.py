@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import resource
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -17,13 +19,20 @@ from evidence_store.backend import (
     UnfitObjectError,
 )
 from evidence_store.bag import export_case, import_bag, verify_bag
-from evidence_store.errors import AlreadyExistsError, StoreError, StoreNotFoundError
+from evidence_store.errors import (
+    AlreadyExistsError,
+    StoreError,
+    StoreFullError,
+    StoreNotFoundError,
+    StoreUnavailableError,
+)
 from evidence_store.s3 import Protection, S3Backend, drift
 from evidence_store.store import Case, Store
 from evidence_store.verify import verify_case
 from pipeline.gameday.aws.accounts import AUDIT, REGION
 from pipeline.gameday.aws.faults import Fault
 from tests.evidence_store.backend_contract import BackendContract
+from tests.evidence_store.flaky_s3 import Network
 from tests.evidence_store.kit import (
     CASE,
     CHECKPOINT,
@@ -409,3 +418,148 @@ def test_a_case_goes_out_of_s3_and_into_s3(backend, aws, kms_key, tmp_path):
     verdict = verify_case(Case(Store(lab), CASE), deep=True)
     assert (verdict.findings, verdict.notes) == ([], [])
     assert verdict.received is not None
+
+
+# -- a network that fails: each thing that random runs found ---------------------------------------
+
+
+@pytest.fixture
+def network(aws_in_process, tmp_path):
+    """A store behind a network whose faults are told by `network.script`."""
+    aws = aws_in_process
+    key = aws.client("kms", AUDIT).create_key()["KeyMetadata"]["Arn"]
+    s3 = aws.client("s3", AUDIT)
+    s3.create_bucket(
+        Bucket=BUCKET, ObjectLockEnabledForBucket=True,
+        CreateBucketConfiguration={"LocationConstraint": REGION},
+    )  # fmt: skip
+    network = Network()
+    network.attach(s3)
+    network.backend = S3Backend(
+        s3, BUCKET, "store", Protection(key), tmp_path / "scratch", sleep=lambda _s: None
+    )
+    return network
+
+
+@pytest.mark.parametrize("fault", ["empty", "truncated", "flipped", "gateway", "body reset"])
+def test_an_answer_that_is_no_listing_is_not_an_empty_one(network, fault):
+    backend = network.backend
+    backend.create("f/k", b"x")
+    for use in (lambda: list(backend.list("f")), lambda: list(backend.folders("f")),
+                lambda: list(backend.strays("f")), lambda: list(backend.anomalies("f")),
+                lambda: list(backend.read_run(iter(["f/k", "f/l"]), 9))):  # fmt: skip
+        network.script = {"LIST": [fault]}
+        with pytest.raises(StoreUnavailableError):
+            use()
+        assert not network.script["LIST"]
+
+
+@pytest.mark.parametrize(
+    ("operation", "fault"),
+    [("LIST", "reset"), ("LIST", "AccessDenied"), ("HEAD", "SlowDown"), ("HEAD", "refused"),
+     ("TAGS", "gateway"), ("TAGS", "empty"), ("GET", "read timeout"), ("GET", "SlowDown"),
+     ("GET", "AccessDenied")],
+)  # fmt: skip
+@pytest.mark.parametrize("when", [0, 7])
+def test_what_could_not_be_looked_at_is_no_finding(network, operation, fault, when):
+    fill(make_world(network.backend.scratch, backend=network.backend))
+    network.script = {operation: [*[""] * when, *[fault] * 99]}
+    with pytest.raises(StoreUnavailableError):
+        verdict(network.backend, deep=True)
+    network.script = {}
+    assert verdict(network.backend, deep=True).outcome == "clean"
+
+
+def test_a_head_that_is_refused_is_asked_for_the_reason(network):
+    network.backend.create("f/k", b"x")
+    network.backend.create("f/none", b"")
+    network.script = {"HEAD": ["AccessDenied"], "GET": ["AccessDenied"]}
+    with pytest.raises(StoreUnavailableError, match="AccessDenied"):
+        list(network.backend.anomalies("f"))
+    for _ in range(2):
+        network.script = {"HEAD": ["RequestTimeout", "", "RequestTimeout", ""]}
+        assert list(network.backend.anomalies("f")) == []
+
+
+def test_a_network_that_fails_while_reading_back_accuses_nobody(network):
+    world = make_world(network.backend.scratch, backend=network.backend)
+
+    def progress(done, total):
+        if done == total:
+            # The new entry and the list are read; the segment is not.
+            network.script = {"GET": ["", "", *["read timeout"] * 99]}
+
+    with pytest.raises(StoreUnavailableError):
+        world.case.ingest(
+            "disk", FakeImage(pattern(SEGMENT)), segment_size=SEGMENT, progress=progress
+        )
+    network.script = {}
+    world.case.refresh()
+    assert "failed" not in [e.result for e in world.case.ledger.events]
+    world.case.ingest("disk", FakeImage(pattern(SEGMENT)), segment_size=SEGMENT)
+    world.seal()
+    assert verdict(network.backend, deep=True).findings == []
+
+
+@pytest.mark.parametrize("put", ["after: reset", "after: InternalError", "reset"])
+@pytest.mark.parametrize("head", ["refused", "SlowDown", "AccessDenied"])
+def test_a_put_that_cannot_be_looked_for_is_ambiguous(network, put, head):
+    network.script = {"PUT": [put], "HEAD": [head]}
+    with pytest.raises(AmbiguousWriteError):
+        network.backend.create("k", b"bytes")
+
+
+def test_an_event_whose_answer_and_look_up_were_lost_is_recorded_once(network):
+    world = make_world(network.backend.scratch, backend=network.backend)
+    network.script = {"PUT": ["after: reset"], "HEAD": ["refused"]}
+    before = len(world.case.ledger.entries)
+    world.note()
+    assert len(world.case.ledger.entries) == before + 1
+    world.seal()
+    assert verdict(network.backend).findings == []
+
+
+def test_a_put_that_arrives_late_overwrites_nothing(network):
+    network.script = {"PUT": ["late"]}
+    with pytest.raises(AmbiguousWriteError):
+        network.backend.create("k", b"first")
+    with contextlib.suppress(AlreadyExistsError):  # it may have arrived by then
+        network.backend.create("k", b"second")
+    network.arrive_late(all_of_it=True)
+    assert network.backend.read("k", 10) in (b"first", b"second")
+    assert list(network.backend.anomalies("k")) == []
+
+
+def test_bytes_that_were_changed_on_the_way_are_refused(network):
+    network.script = {"PUT": ["corrupt request"]}
+    with pytest.raises(StoreError, match=r"BadDigest|XAmzContentSHA256Mismatch"):
+        network.backend.create("f/k", pattern(1000))
+    assert list(network.backend.list("f")) == []
+
+
+@pytest.mark.parametrize("said", ["", "no digest", "0" * 64])
+def test_objects_that_somebody_else_stored_are_said_whatever_they_say_of_themselves(backend, said):
+    backend.create("f/k", b"x")
+    backend.client.put_object(
+        Bucket=BUCKET, Key="store/f/other", Body=b"y", Metadata={"sha256": said},
+        ChecksumAlgorithm="SHA256",
+    )  # fmt: skip
+    found = dict(backend.anomalies("f"))
+    assert set(found) == {"f/other"}
+    assert "its metadata were changed" in found["f/other"]
+
+
+def test_a_full_scratch_folder_is_said(backend):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    backend.create("there", pattern(100_000))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        for use in (
+            lambda: backend.open_fd("there"),
+            lambda: backend.create("k", iter([b"x" * 99_999])),
+        ):
+            with pytest.raises(StoreFullError, match="scratch"):
+                use()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(backend.list("k")) == []
