@@ -114,6 +114,10 @@ class Backend(Protocol):
     def uri(self) -> str:
         """Where it is, for people."""
 
+    @property
+    def at_once(self) -> int:
+        """How many small objects are worth storing at the same time."""
+
     def create(self, key: str, body: Body, *, sha256: str | None = None) -> Stored:
         """Store `body` under `key`, durable on return.
 
@@ -191,6 +195,8 @@ class LocalBackend:
     no hard links (FAT, some network shares) it is O_EXCL, write, fsync: `atomic_create` is False,
     and a torn last file is possible after a crash (`set_aside`).
     """
+
+    at_once = 1  # what syncs each file to one disk gains nothing
 
     def __init__(self, root: Path) -> None:
         self.root = root

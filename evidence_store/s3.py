@@ -113,7 +113,9 @@ class S3Backend:
         prefix: key prefix, without slashes at the ends; "" for the whole bucket.
         protection: of what is written; None for reading only.
         scratch: local folder for downloads (unlinked at once) and advisory locks.
-        workers: requests at once where many objects are looked at.
+        workers: requests at once where many objects are looked at; `client` should keep as many
+            connections (`max_pool_connections`).
+        at_once: see `Backend.at_once`.
     """
 
     client: Any
@@ -122,6 +124,7 @@ class S3Backend:
     protection: Protection | None
     scratch: Path
     workers: int = 16
+    at_once: int = 8
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     sleep: Callable[[float], None] = time.sleep
     server_date: str | None = field(default=None, init=False)
@@ -272,9 +275,9 @@ class S3Backend:
     def read_run(self, keys: Iterator[str], limit: int) -> Iterator[bytes]:
         """See `Backend.read_run`; one listing, then many reads at once."""
         first = next(keys)
-        folder = first.rpartition("/")[0]
+        folder = first[: first.rfind("/") + 1]
         with self._failing(f"list {folder}"):
-            listed = dict(self._versions(f"{folder}/", before=first))
+            listed = dict(self._versions(folder, before=first))
         wanted: list[str] = []
         key = first
         while key in listed:
