@@ -424,6 +424,11 @@ class Below:
         """Address of the folder."""
         return f"{self.backend.uri}/{self.folder}"
 
+    @property
+    def at_once(self) -> int:
+        """See `Backend.at_once`."""
+        return self.backend.at_once
+
     def _inner(self, key: str) -> str:
         return f"{self.folder}/{check_key(key)}"
 

@@ -123,7 +123,7 @@ class SeaweedFS:
             config=Config(
                 retries={"total_max_attempts": retries, "mode": "standard"}, connect_timeout=10,
                 read_timeout=60, max_pool_connections=32, ignore_configured_endpoint_urls=True,
-                s3={"addressing_style": "path"}, **settings,
+                s3={"addressing_style": "path", "payload_signing_enabled": False}, **settings,
             ),
         )  # fmt: skip
 
