@@ -75,6 +75,8 @@ class SeaweedFS:
         with (self._folder / "log").open("wb") as log:
             self._process = subprocess.Popen(
                 [
+                    # Whoever kills the tests ends it too.
+                    "setpriv", "--pdeathsig", "KILL",
                     self._weed, "-logtostderr", "server", f"-dir={data}",
                     "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3", f"-s3.config={config}",
                     *(f"-{name}={port}" for name, port in zip(names, ports, strict=True)),
