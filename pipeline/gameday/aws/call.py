@@ -10,6 +10,7 @@ are not touched, so what is tested is what any SDK would see.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
 import io
 import json
@@ -130,13 +131,16 @@ class Call:
         """Let moto look for the resource in its owner's account."""
         self.request.environ[_ACCOUNT_HEADER] = account
 
-    def error(self, status: int, code: str, message: str) -> Answer:
-        """Return an error in the service's own form."""
+    def error(self, status: int, code: str, message: str, reason: str = "") -> Answer:
+        """Return an error in the service's own form; `reason`: for those that give one."""
         protocol = str(get_service_model(self.service).protocol)
         headers = {"x-amzn-requestid": "simulator", "content-type": "application/xml"}
         if protocol.endswith("json"):
             headers |= {"content-type": "application/x-amz-json-1.1", "x-amzn-errortype": code}
-            text = json.dumps({"__type": code, "message": message, "Message": message})
+            text = json.dumps(
+                {"__type": code, "message": message, "Message": message}
+                | ({"Reason": reason} if reason else {})
+            )
             return Answer(status, headers, text.encode())
         inner = f"<Code>{escape(code)}</Code><Message>{escape(message)}</Message>"
         if self.service == "s3":
@@ -187,7 +191,8 @@ def after(service: str, *operations: str) -> Callable[[After], After]:
 faults = Faults()
 calls: deque[Seen] = deque(maxlen=100_000)
 # moto checks a condition and writes in two steps, and publishes an object before its checksum.
-_s3_one_at_a_time = threading.RLock()
+_one_at_a_time = {"s3": threading.RLock(), "ec2": threading.RLock()}
+current: contextvars.ContextVar[Call] = contextvars.ContextVar("current")
 
 _installed = False
 
@@ -202,9 +207,21 @@ def install() -> None:
         return
     if moto.__version__ != MOTO_VERSION:
         raise MotoVersionError(f"moto {moto.__version__} is installed, {MOTO_VERSION} is needed")
-    from pipeline.gameday.aws import functions, kms, listing, s3  # noqa: F401 (they register)
+    # Those that are not named again register themselves.
+    from pipeline.gameday.aws import (  # noqa: F401
+        direct,
+        events,
+        functions,
+        kms,
+        listing,
+        s3,
+        sessions,
+        snapshots,
+        volumes,
+    )
 
-    listing.install()
+    for extension in (events, listing, volumes, snapshots):
+        extension.install()
     for name in ("urls", "url_paths"):
         _wrap(name)
     # No 1,300 public images in every account, and no containers.
@@ -235,6 +252,7 @@ def _around(handler: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(handler)
     def around(request: Request, _url: str, _headers: Any) -> tuple[int, dict[str, str], bytes]:
         call = _call(request, service)
+        current.set(call)
         answer = _serve(call, handler)
         return answer.status, dict(answer.headers), answer.body
 
@@ -249,7 +267,7 @@ def _serve(call: Call, handler: Callable[..., Any]) -> Answer:
         time.sleep(fault.seconds)
     last = next((f for f in found if f.kind != "delay"), None)
     if last and last.kind == "error":
-        return call.error(*last.answer)
+        return call.error(*last.answer, last.reason)
     answer = _work(call, handler)
     if last is None:
         return answer
@@ -272,7 +290,7 @@ def _work(call: Call, handler: Callable[..., Any]) -> Answer:
         for check in BEFORE.get(key, ()):
             if (refused := check(call)) is not None:
                 return refused
-    with _s3_one_at_a_time if call.service == "s3" else contextlib.nullcontext():
+    with _one_at_a_time.get(call.service, contextlib.nullcontext()):
         answer = Answer.of(_handle(call, handler))
     for key in ((call.service, "*"), (call.service, call.operation)):
         for complete in AFTER.get(key, ()):
@@ -331,4 +349,6 @@ def _resources(call: Call) -> tuple[str, ...]:
     if call.service == "s3":
         bucket, key = p.get("Bucket", ""), p.get("Key", "")
         return (f"{bucket}/{key}" if key else bucket,)
+    if call.operation == "GetSnapshotBlock":
+        return (f"{p['snapshotId']}/{p['blockIndex']}", str(p["snapshotId"]))
     return tuple(v for k, v in p.items() if isinstance(v, str) and k not in ("Action", "Version"))

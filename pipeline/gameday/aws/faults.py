@@ -53,12 +53,14 @@ class Fault:
         the connection is reset. `delay`: `seconds` before the call. `truncate`: half of the body
         under its full Content-Length. `corrupt`: one byte in the middle of the body is another.
     `service`, `operation`, `account`, `resource`
-        Shell patterns: `s3`, `PutObject`, twelve digits, `bucket/key` (S3), or any id or ARN that
-        the call names (others).
+        Shell patterns: `s3`, `PutObject`, twelve digits, `bucket/key` (S3), `snapshot/index`
+        (GetSnapshotBlock), or any id or ARN that the call names.
     `times`
         How many calls it acts on; None: all.
     `status`
         Needed for a code that is not in `ERRORS`.
+    `reason`
+        The `Reason` of an error of EBS direct (`RESOURCE_LEVEL_THROTTLE`).
     """
 
     kind: Kind
@@ -71,6 +73,7 @@ class Fault:
     code: str = ""
     status: int = 0
     message: str = ""
+    reason: str = ""
     seconds: float = 0.0
 
     def __post_init__(self) -> None:

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What KMS does and moto does not: digests signed as they are, key states, key policies, owners.
 
-A key of another account is used by its ARN and needs a key policy that allows the caller; with the
-account's root as principal the identity policies of that account decide on AWS, and here every
-identity of that account is allowed. Of conditions only those on the caller's ARN and account are
-understood: any other keeps an Allow from applying and a Deny in force.
+A key of another account is used by its ARN and needs a key policy or a grant that allows the
+caller; with the account's root as principal the identity policies of that account decide on AWS,
+and here every identity of that account is allowed. Of conditions those on the caller's ARN and
+account, on the service that asks for the caller, on grants for AWS resources and on the encryption
+context are understood: any other keeps an Allow from applying and a Deny in force.
 
-Source: KMS Developer Guide "Key policies", "Policy evaluation", "Key states"; API reference of
-Sign, Verify, GetPublicKey, GenerateDataKey, Encrypt, Decrypt.
+Source: KMS Developer Guide "Key policies", "Grants", "Policy evaluation", "Condition keys", "Key
+states"; API reference of Sign, Verify, GetPublicKey, GenerateDataKey, Encrypt, Decrypt.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import base64
 import fnmatch
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from cryptography.exceptions import InvalidSignature
@@ -24,17 +26,18 @@ from moto.kms.models import Key, kms_backends
 from moto.kms.utils import ECDSAPrivateKey
 
 from pipeline.gameday.aws.call import Answer, Call, Caller, after, before
+from pipeline.gameday.aws.conditions import conditions
 
 RAW_LIMIT = 4096
 _DIGEST_BYTES = {"256": 32, "384": 48, "512": 64}
 _NEED_ENABLED = (
     "Encrypt", "Decrypt", "GenerateDataKey", "GenerateDataKeyWithoutPlaintext", "ReEncrypt",
-    "Sign", "Verify", "GetPublicKey", "GenerateMac", "VerifyMac",
+    "Sign", "Verify", "GetPublicKey", "GenerateMac", "VerifyMac", "CreateGrant",
 )  # fmt: skip
 _BY_POLICY = (*_NEED_ENABLED, "DescribeKey", "PutKeyPolicy", "GetKeyPolicy", "DisableKey",
               "EnableKey", "ScheduleKeyDeletion", "CancelKeyDeletion")  # fmt: skip
 _ACROSS_ACCOUNTS = {
-    *_NEED_ENABLED, "DescribeKey", "CreateGrant", "GetKeyRotationStatus", "ListGrants",
+    *_NEED_ENABLED, "DescribeKey", "GetKeyRotationStatus", "ListGrants",
     "RevokeGrant",
 }  # fmt: skip
 
@@ -57,21 +60,97 @@ def find_key(reference: str, account: str, region: str) -> Key | None:
     return key
 
 
-def allowed(key: Key, action: str, caller: Caller) -> bool:
-    """Whether the key's policy lets `caller` do `action` (`kms:Sign`). An explicit Deny wins."""
-    statements = json.loads(key.policy).get("Statement", [])
+def allowed(key: Key, action: str, caller: Caller, facts: Mapping[str, str] | None = None) -> bool:
+    """Whether key policy or grants let `caller` do `action` (`kms:Sign`). An explicit Deny wins.
+
+    `facts`: further condition keys of the request, in lower case.
+    """
+    known = {
+        "aws:principalarn": caller.role or caller.arn,
+        "aws:principalaccount": caller.account,
+        "kms:calleraccount": caller.account,
+        **(facts or {}),
+    }
+    statements = json.loads(_policy(key)).get("Statement", [])
     applying = {
         statement["Effect"]
         for statement in ([statements] if isinstance(statements, dict) else statements)
         if _covers(statement, action)
         and _speaks_of(statement, caller)
-        and _holds(statement.get("Condition", {}), caller, unknown=statement["Effect"] == "Deny")
+        and _holds(statement.get("Condition", {}), known, unknown=statement["Effect"] == "Deny")
     }
-    return applying == {"Allow"}
+    if "Deny" in applying:
+        return False
+    return "Allow" in applying or _granted(key, action, caller, known)
+
+
+def unusable(
+    reference: str, account: str, region: str, caller: Caller, actions: tuple[str, ...],
+    context: Mapping[str, str],
+) -> str:  # fmt: skip
+    """Why EBS may not use a key for `caller`; "" if it may.
+
+    Args:
+        reference: id, ARN, alias or alias ARN; `account`, `region` complete the first and third.
+        account: see above.
+        region: see above, and where the service asks from.
+        caller: whom EBS acts for.
+        actions: without `kms:`; CreateGrant is one for an AWS resource.
+        context: the encryption context.
+    """
+    conditions.tick("key")
+    key = find_key(reference, account, region)
+    if key is None:
+        return f"{reference} does not exist"
+    if key.key_state != "Enabled" or not key.enabled:
+        return f"{key.arn} is {key.key_state}"
+    if key.key_usage != "ENCRYPT_DECRYPT" or key.key_spec != "SYMMETRIC_DEFAULT":
+        return f"{key.arn} is no symmetric encryption key"
+    facts = {
+        "kms:viaservice": f"ec2.{region}.amazonaws.com",
+        "kms:grantisforawsresource": "true",
+        **{f"kms:encryptioncontext:{k.lower()}": v for k, v in context.items()},
+    }
+    for action in actions:
+        if not allowed(key, f"kms:{action}", caller, facts):
+            return f"{caller.arn} may not kms:{action} with {key.arn}"
+    return ""
+
+
+_policies_before: dict[str, str] = {}
+
+
+def _policy(key: Key) -> str:
+    """The policy in force: the one before, for as long as a new one is not seen."""
+    if conditions.visible("key", key.id):
+        _policies_before.pop(key.id, None)
+    return _policies_before.get(key.id, key.policy)
+
+
+def _granted(key: Key, action: str, caller: Caller, facts: Mapping[str, str]) -> bool:
+    mine = {caller.account, f"arn:aws:iam::{caller.account}:root", caller.arn, caller.role}
+    return any(
+        grant.grantee_principal in mine
+        and action.removeprefix("kms:") in grant.operations
+        and _constrained(grant.constraints or {}, facts)
+        and conditions.visible("key", grant.id)
+        for grant in key.grants.values()
+    )
+
+
+def _constrained(constraints: dict[str, dict[str, str]], facts: Mapping[str, str]) -> bool:
+    context = {k: v for k, v in facts.items() if k.startswith("kms:encryptioncontext:")}
+    for kind, wanted in constraints.items():
+        asked = {f"kms:encryptioncontext:{k.lower()}": v for k, v in (wanted or {}).items()}
+        if kind == "EncryptionContextEquals" and asked != context:
+            return False
+        if kind == "EncryptionContextSubset" and not asked.items() <= context.items():
+            return False
+    return True
 
 
 def _listed(value: Any) -> list[str]:
-    return [value] if isinstance(value, str) else list(value or [])
+    return [str(value)] if isinstance(value, str | bool) else list(value or [])
 
 
 def _covers(statement: dict[str, Any], action: str) -> bool:
@@ -95,24 +174,23 @@ def _speaks_of(statement: dict[str, Any], caller: Caller) -> bool:
     return not among(statement.get("NotPrincipal"))
 
 
-def _holds(conditions: dict[str, dict[str, Any]], caller: Caller, *, unknown: bool) -> bool:
-    facts = {
-        "aws:principalarn": caller.role or caller.arn,
-        "aws:principalaccount": caller.account,
-        "kms:calleraccount": caller.account,
-    }
-    for operator, tests in conditions.items():
+_OPERATORS = ("StringEquals", "StringLike", "ArnEquals", "ArnLike", "Bool")
+
+
+def _holds(tests: dict[str, dict[str, Any]], facts: Mapping[str, str], *, unknown: bool) -> bool:
+    for operator, wanted in tests.items():
         negated = "Not" in operator
         plain = operator.replace("Not", "")
-        for name, values in tests.items():
+        for name, values in wanted.items():
             fact = facts.get(name.lower())
-            if fact is None or plain not in ("StringEquals", "StringLike", "ArnEquals", "ArnLike"):
+            if fact is None or plain not in _OPERATORS:
                 if not unknown:
                     return False
                 continue
-            exact = plain == "StringEquals"
+            exact = plain in ("StringEquals", "Bool")
             found = any(
-                fact == v if exact else fnmatch.fnmatchcase(fact, v) for v in _listed(values)
+                fact == v if exact else fnmatch.fnmatchcase(fact, v)
+                for v in (str(v).lower() if plain == "Bool" else v for v in _listed(values))
             )
             if found == negated:
                 return False
@@ -134,6 +212,7 @@ def _key(call: Call) -> Key | None:
 @before("kms", "*")
 def key_of_the_owner(call: Call) -> Answer | None:
     """Key policy, then the key's state, then let moto look in the owner's account."""
+    conditions.tick("key")
     key = _key(call)
     if key is None:
         return None  # moto says what is missing
@@ -141,7 +220,12 @@ def key_of_the_owner(call: Call) -> Answer | None:
     foreign = key.account_id != call.account
     if foreign and call.operation not in _ACROSS_ACCOUNTS:
         return _denied(call, key, action)
-    if (foreign or call.operation in _BY_POLICY) and not allowed(key, action, call.caller):
+    context = call.parameters.get("EncryptionContext") or {}
+    facts = {
+        "kms:grantisforawsresource": "false",
+        **{f"kms:encryptioncontext:{k.lower()}": v for k, v in context.items()},
+    }
+    if (foreign or call.operation in _BY_POLICY) and not allowed(key, action, call.caller, facts):
         return _denied(call, key, action)
     if call.operation in _NEED_ENABLED:
         if key.key_state == "PendingDeletion":
@@ -162,6 +246,22 @@ def _denied(call: Call, key: Key, action: str) -> Answer:
         f"User: {call.caller.arn} is not authorized to perform: {action} on resource: {key.arn}"
         f" because no resource-based policy allows the {action} action",
     )  # fmt: skip
+
+
+@before("kms", "PutKeyPolicy")
+def policy_is_seen_later(call: Call) -> None:
+    """Changes of a key policy are seen everywhere after a while only."""
+    if key := _key(call):
+        _policies_before[key.id] = _policy(key)
+        conditions.born("key", key.id)
+
+
+@after("kms", "CreateGrant")
+def grant_is_seen_later(_call: Call, answer: Answer) -> Answer:
+    """The same for grants (the grant token, which would be seen at once, is not understood)."""
+    if answer.status == 200:
+        conditions.born("key", json.loads(answer.body)["GrantId"])
+    return answer
 
 
 @before("kms", "CreateKey")

@@ -14,11 +14,13 @@ header `X-Impound-Secret`, and nothing is answered to what a browser sends, or b
     DELETE /impound-sim/faults      forget them
     GET    /impound-sim/calls       [{"service", "operation", "account", "resources"}, …]
     POST   /impound-sim/functions   register a function (fields of functions.Function)
+    POST   /impound-sim/storage     what `perform` takes; contents as a path, or blocks in Base64
     POST   /impound-sim/reset       empty accounts, no faults, no functions
 """
 
 from __future__ import annotations
 
+import base64
 import hmac
 import json
 import os
@@ -42,6 +44,7 @@ from werkzeug.serving import make_server
 from werkzeug.wrappers import Request, Response
 
 from pipeline.gameday.aws import call, functions
+from pipeline.gameday.aws.conditions import conditions
 from pipeline.gameday.aws.faults import Fault
 
 CONTROL = "/impound-sim/"
@@ -53,6 +56,41 @@ def reset() -> None:
     call.faults.clear()
     call.calls.clear()
     functions.clear()
+    from pipeline.gameday.aws import sessions, volumes
+
+    conditions.reset()
+    sessions.reset()
+    volumes.reset()
+
+
+def perform(document: dict[str, Any]) -> None:
+    """Change how the stand-in behaves, or what its volumes hold.
+
+    Args:
+        document: {"settings": fields of conditions.Settings}, {"advance": seconds},
+            {"fill": volume, "content": path or blocks}, {"write": volume, "content": blocks},
+            {"snapshot": id, "state", "message"}.
+
+    Raises: ValueError.
+    """
+    from pipeline.gameday.aws import snapshots, volumes
+
+    what, subject = next(iter(document.items()))
+    try:
+        if what == "settings":
+            conditions.change(subject)
+        elif what == "advance":
+            conditions.advance(subject)
+        elif what == "fill":
+            volumes.fill(subject, volumes.content_of(document["content"]))
+        elif what == "write":
+            volumes.write(subject, document["content"])
+        elif what == "snapshot":
+            snapshots.anywhere(subject).become(document["state"], document["message"])
+        else:
+            raise ValueError(f"no such thing to do: {what}")
+    except (KeyError, TypeError) as e:
+        raise ValueError(str(e.args[0])) from e
 
 
 class Application:
@@ -113,6 +151,10 @@ def _control(request: Request) -> Response:
             lists = {k: tuple(map(tuple, v)) if k == "environment" else tuple(v)
                      for k, v in given.items() if isinstance(v, list)}  # fmt: skip
             functions.register(functions.Function(**(given | lists)))
+        elif what == ("POST", "storage"):
+            if isinstance(blocks := given.get("content"), dict):
+                given["content"] = {int(i): base64.b64decode(b) for i, b in blocks.items()}
+            perform(given)
         elif what == ("POST", "reset"):
             reset()
         elif what == ("GET", "faults"):

@@ -8,6 +8,7 @@ with InProcess() as aws:                        # or ServerProcess()
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.client
 import json
@@ -17,7 +18,8 @@ import select
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Protocol, Self, cast
 
@@ -125,7 +127,46 @@ class Stand:
         })  # fmt: skip
         return f"arn:aws:lambda:{accounts.REGION}:{account}:function:{name}"
 
+    def behave(self, **settings: Any) -> None:
+        """Behave so from now on; what is not named is as by default. Fields: `Settings`."""
+        self._perform({"settings": settings})
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass in the stand-in: locks, tokens, pending snapshots, sessions."""
+        self._perform({"advance": seconds})
+
+    def fill(self, volume_id: str, content: Path | str | Mapping[int, Any]) -> None:
+        """Say what a volume holds.
+
+        Args:
+            volume_id: of any account.
+            content: path of a sparse file (which must not change any more), or blocks of 512 KiB by
+                index: bytes, shorter ones filled with zeros, or in this process also functions
+                that return them.
+        """
+        self._perform({"fill": volume_id, "content": content})
+
+    def write(self, volume_id: str, blocks: Mapping[int, bytes]) -> None:
+        """Write blocks to a volume, as its instance would; snapshots that exist stay as they are.
+
+        Arguments as of `fill`.
+        """
+        self._perform({"write": volume_id, "content": blocks})
+
+    def set_snapshot(self, snapshot_id: str, state: str, message: str = "") -> None:
+        """Put a snapshot into a state: `pending` (until told otherwise), `completed`, `error`.
+
+        Args:
+            snapshot_id: of any account.
+            state: see above.
+            message: its StateMessage.
+        """
+        self._perform({"snapshot": snapshot_id, "state": state, "message": message})
+
     def _forget(self) -> None:
+        raise NotImplementedError
+
+    def _perform(self, document: dict[str, Any]) -> None:
         raise NotImplementedError
 
     def _register(self, function: dict[str, Any]) -> None:
@@ -164,6 +205,14 @@ class InProcess(Stand):
         from pipeline.gameday.aws import server
 
         server.reset()
+
+    def _perform(self, document: dict[str, Any]) -> None:
+        from pipeline.gameday.aws import server
+
+        try:
+            server.perform(document)
+        except ValueError as e:
+            raise StandError(str(e)) from e
 
     def _register(self, function: dict[str, Any]) -> None:
         from pipeline.gameday.aws import functions
@@ -321,6 +370,17 @@ class ServerProcess(Stand):
 
     def _forget(self) -> None:
         self.control("POST", "reset")
+
+    def _perform(self, document: dict[str, Any]) -> None:
+        content = document.get("content")
+        if isinstance(content, Mapping):
+            if not all(isinstance(b, bytes) for b in content.values()):
+                raise StandError("functions cannot be handed to another process")
+            content = {str(i): base64.b64encode(b).decode() for i, b in content.items()}
+        elif content is not None:
+            content = os.fspath(Path(content).absolute())
+        given = {} if content is None else {"content": content}
+        self.control("POST", "storage", document | given)
 
     def _register(self, function: dict[str, Any]) -> None:
         self.control("POST", "functions", function)
