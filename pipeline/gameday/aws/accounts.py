@@ -23,6 +23,7 @@ REGION = "eu-central-1"
 
 RESPONDER_ROLE = "impound-responder"
 SEALER_ROLE = "impound-sealer"
+EXECUTION_ROLE = "impound-ExecutionRole"
 
 # What the first AssumeRole is signed with; any key will do, the stand-in has no users yet.
 _ROOT = {"aws_access_key_id": "AKIAIMPOUNDSIMULATOR", "aws_secret_access_key": "simulator"}

@@ -12,6 +12,7 @@ EBS User Guide, "EBS direct APIs concepts" and "FAQ".
 from __future__ import annotations
 
 import base64
+import bisect
 import errno
 import hashlib
 import heapq
@@ -110,8 +111,11 @@ class FileContent(Content):
             self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as e:
             raise ContentError(f"cannot open {path}: {e.strerror}") from e
+        os.fsync(self._fd)  # what is not on disk yet may look like a hole, and not be one later
         self._state = self._now()
         self.size = self._state[0]
+        self._ranges = list(self._written())
+        self._ends = [end for _, end in self._ranges]
 
     def __del__(self) -> None:
         if hasattr(self, "_fd"):
@@ -121,9 +125,9 @@ class FileContent(Content):
         state = os.fstat(self._fd)
         return state.st_size, state.st_mtime_ns
 
-    def indexes(self, start: int = 0) -> Iterator[int]:
-        """Yield what SEEK_DATA finds."""
-        position = start * BLOCK
+    def _written(self) -> Iterator[tuple[int, int]]:
+        """Yield (first, after the last) of each run of blocks that holds data."""
+        position = 0
         while position < self.size:
             try:
                 data = os.lseek(self._fd, position, os.SEEK_DATA)
@@ -133,12 +137,21 @@ class FileContent(Content):
                     return
                 raise
             end = -(-hole // BLOCK)
-            yield from range(data // BLOCK, end)
+            yield data // BLOCK, end
             position = end * BLOCK
+
+    def indexes(self, start: int = 0) -> Iterator[int]:
+        """Yield what SEEK_DATA found."""
+        for first, end in self._ranges[bisect.bisect_right(self._ends, start) :]:
+            yield from range(max(first, start), end)
 
     def source(self, index: int) -> Content | None:
         """Itself, or None in a hole."""
         return self if next(self.indexes(index), None) == index else None
+
+    def end(self) -> int:
+        """Return the index after the last one that holds data."""
+        return self._ends[-1] if self._ends else 0
 
     def _bytes(self, index: int) -> bytes:
         if self._now() != self._state:

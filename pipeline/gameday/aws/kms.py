@@ -71,17 +71,22 @@ def allowed(key: Key, action: str, caller: Caller, facts: Mapping[str, str] | No
         "kms:calleraccount": caller.account,
         **(facts or {}),
     }
-    statements = json.loads(_policy(key)).get("Statement", [])
-    applying = {
+    applying = effects(_policy(key), action, caller, known)
+    if "Deny" in applying:
+        return False
+    return "Allow" in applying or _granted(key, action, caller, known)
+
+
+def effects(policy: str, action: str, caller: Caller, facts: Mapping[str, str]) -> set[str]:
+    """Return the effects of those statements of a resource policy that apply."""
+    statements = json.loads(policy).get("Statement", [])
+    return {
         statement["Effect"]
         for statement in ([statements] if isinstance(statements, dict) else statements)
         if _covers(statement, action)
         and _speaks_of(statement, caller)
-        and _holds(statement.get("Condition", {}), known, unknown=statement["Effect"] == "Deny")
+        and _holds(statement.get("Condition", {}), facts, unknown=statement["Effect"] == "Deny")
     }
-    if "Deny" in applying:
-        return False
-    return "Allow" in applying or _granted(key, action, caller, known)
 
 
 def unusable(

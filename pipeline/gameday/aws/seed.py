@@ -8,12 +8,16 @@ shows here first.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pipeline.gameday.aws.accounts import (
     AUDIT,
+    EXECUTION_ROLE,
     LOG_ARCHIVE,
+    MEMBER,
     REGION,
     RESPONDER_ROLE,
     SEALER_ROLE,
@@ -27,6 +31,9 @@ ANCHOR_BUCKET = "anchor"
 SEALER = "impound-sealer"
 CUSTODIAN_ROLE = "impound-custodian"
 ANCHOR_YEARS = 10
+EXTERNAL_ID = "impound-gameday"
+_DEVICES = ("/dev/sda1", "/dev/sdf", "/dev/sdg", "/dev/sdh")
+_GIB = 1 << 30
 
 # moto treats a conditional Deny as a full one, so these stay out of the bucket policy.
 LEFT_OUT = (
@@ -39,8 +46,34 @@ LEFT_OUT = (
 
 
 @dataclass(frozen=True)
+class Estate:
+    """What a member account has: an instance, its volumes in the order of `images`, a snapshot.
+
+    `member_key` encrypts the volumes, `copy_key` of Audit is for copies; both by ARN.
+    """
+
+    instance: str
+    volumes: tuple[str, ...]
+    snapshot: str
+    images: tuple[str, ...]
+    member_key: str
+    copy_key: str
+    execution_role: str
+    external_id: str
+
+    def variables(self) -> dict[str, str]:
+        """For a shell."""
+        return {
+            "INSTANCE": self.instance, "VOLUMES": " ".join(self.volumes),
+            "SNAPSHOT": self.snapshot, "IMAGES": " ".join(self.images),
+            "MEMBER_ACCOUNT": MEMBER, "MEMBER_KEY": self.member_key, "COPY_KEY": self.copy_key,
+            "EXECUTION_ROLE": self.execution_role, "EXTERNAL_ID": self.external_id,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Seeded:
-    """What was made. Keys and the function by ARN."""
+    """What was made. Keys and the function by ARN; `estate` if there were images for it."""
 
     bucket: str
     anchor: str
@@ -49,6 +82,7 @@ class Seeded:
     checkpoint_key: str
     sealer: str
     responder: Credentials
+    estate: Estate | None = None
 
     @property
     def store(self) -> str:
@@ -56,12 +90,14 @@ class Seeded:
         return f"s3://{self.bucket}"
 
 
-def seed(stand: Stand, handler: str) -> Seeded:
+def seed(stand: Stand, handler: str, images: Sequence[Path] = ()) -> Seeded:
     """Make it all.
 
     Args:
         stand: an empty stand-in.
         handler: `module:function` of the sealer.
+        images: sparse files, the content of the volumes of an instance in the member account, four
+            at most; they must not change any more. A volume has whole GiB: zeros follow.
     """
     kms = stand.client("kms", AUDIT)
     store_key = _key(kms, "evidence", _policy(
@@ -99,9 +135,79 @@ def seed(stand: Stand, handler: str) -> Seeded:
         },
     )  # fmt: skip
     responder = stand.credentials(AUDIT, RESPONDER_ROLE, "GAMEDAY.responder")
+    _roles(stand)
     return Seeded(
-        EVIDENCE_BUCKET, ANCHOR_BUCKET, store_key, entry_key, checkpoint_key, sealer, responder
-    )
+        EVIDENCE_BUCKET, ANCHOR_BUCKET, store_key, entry_key, checkpoint_key, sealer, responder,
+        estate(stand, images) if images else None,
+    )  # fmt: skip
+
+
+def _roles(stand: Stand) -> None:
+    """The execution role is assumed by responders with the ExternalId, the others by accounts."""
+    responder = {"AWS": role_arn(AUDIT, RESPONDER_ROLE)}
+    for account, name, principal, condition in (
+        (AUDIT, RESPONDER_ROLE, {"AWS": _root(AUDIT)}, {}),
+        (LOG_ARCHIVE, SEALER_ROLE, {"Service": "lambda.amazonaws.com"}, {}),
+        (MEMBER, EXECUTION_ROLE, responder, {"StringEquals": {"sts:ExternalId": EXTERNAL_ID}}),
+    ):
+        trust = {"Effect": "Allow", "Principal": principal, "Action": "sts:AssumeRole",
+                 "Condition": condition}  # fmt: skip
+        stand.client("iam", account).create_role(
+            RoleName=name, AssumeRolePolicyDocument=_policy(trust)
+        )
+
+
+def lend(principal: str) -> list[dict[str, Any]]:
+    """Return the least that another account needs of a key to copy and read what it encrypts.
+
+    Source: EBS User Guide, "Share the KMS key that was used to encrypt a shared snapshot".
+    """
+    grant = _allow(principal, "kms:CreateGrant")
+    return [
+        _allow(principal, "kms:DescribeKey", "kms:Decrypt", "kms:ReEncrypt*",
+               "kms:GenerateDataKey*"),
+        grant | {"Condition": {"Bool": {"kms:GrantIsForAWSResource": True}}},
+    ]  # fmt: skip
+
+
+def estate(stand: Stand, images: Sequence[Path]) -> Estate:
+    """Make an instance in the member account, its volumes under a key lent to Audit, a snapshot.
+
+    Arguments: as of `seed`.
+    """
+    responder = role_arn(AUDIT, RESPONDER_ROLE)
+    member_key = _key(stand.client("kms", MEMBER), "volumes", _policy(
+        _allow(_root(MEMBER), "kms:*"), *lend(responder)
+    ))  # fmt: skip
+    copy_key = _key(stand.client("kms", AUDIT), "copies of volumes", _policy(
+        _allow(_root(AUDIT), "kms:*")
+    ))  # fmt: skip
+    ec2 = stand.client("ec2", MEMBER)
+    mappings = [
+        {"DeviceName": device, "Ebs": {
+            "VolumeSize": max(1, -(-image.stat().st_size // _GIB)), "VolumeType": "gp3",
+            "Encrypted": True, "KmsKeyId": member_key,
+        }} for device, image in zip(_DEVICES, images, strict=False)
+    ]  # fmt: skip
+    instance = ec2.run_instances(
+        ImageId="ami-gameday", InstanceType="m6i.large", MinCount=1, MaxCount=1,
+        BlockDeviceMappings=mappings, TagSpecifications=[
+            {"ResourceType": "instance", "Tags": [{"Key": "Name", "Value": "web-1"}]},
+        ],
+    )["Instances"][0]["InstanceId"]  # fmt: skip
+    held = ec2.describe_instances(InstanceIds=[instance])["Reservations"][0]["Instances"][0]
+    volumes = {m["DeviceName"]: m["Ebs"]["VolumeId"] for m in held["BlockDeviceMappings"]}
+    for device, image in zip(_DEVICES, images, strict=False):
+        stand.fill(volumes[device], image)
+    snapshot = ec2.create_snapshot(
+        VolumeId=volumes[_DEVICES[0]], Description="nightly"
+    )["SnapshotId"]  # fmt: skip
+    ec2.get_waiter("snapshot_completed").wait(SnapshotIds=[snapshot])
+    return Estate(
+        instance, tuple(volumes[d] for d in _DEVICES if d in volumes), snapshot,
+        tuple(str(i.absolute()) for i in images), member_key, copy_key,
+        role_arn(MEMBER, EXECUTION_ROLE), EXTERNAL_ID,
+    )  # fmt: skip
 
 
 def _key(kms: Any, description: str, policy: str, **more: str) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Role sessions that end, and how long a chained one may be.
+"""Role sessions: who may assume a role, how long a chained session may be, and that they end.
 
 Source: STS API Reference, AssumeRole ("DurationSeconds", role chaining: one hour at most); IAM User
 Guide, "Troubleshoot temporary credentials". Code by service: EC2 "Error codes" (RequestExpired),
@@ -8,11 +8,15 @@ S3 "Error responses" (ExpiredToken), "Common errors" of the others (ExpiredToken
 
 from __future__ import annotations
 
+import json
 import re
 from datetime import UTC, datetime
 
+from moto.iam.models import iam_backends
+
 from pipeline.gameday.aws.call import Answer, Call, after, before
 from pipeline.gameday.aws.conditions import conditions
+from pipeline.gameday.aws.kms import effects
 
 CHAINED_SECONDS = 3600
 SERVICES = ("ec2", "ebs", "kms", "s3", "lambda", "sts", "events", "sqs", "logs", "ssm", "iam")
@@ -50,6 +54,33 @@ def chained_sessions_are_short(call: Call) -> Answer | None:
         400, "ValidationError",
         "The requested DurationSeconds exceeds the 1 hour session limit for roles assumed by role"
         " chaining",
+    )  # fmt: skip
+
+
+@before("sts", "AssumeRole")
+def trusted_only(call: Call) -> Answer | None:
+    """A role that exists in IAM is assumed by whom its trust policy names, with its ExternalId.
+
+    A role that nobody made is anybody's, and who has no role yet may assume any: so tests begin.
+    """
+    arn = str(call.parameters.get("RoleArn", ""))
+    parts = arn.split(":")
+    if call.caller.role is None or len(parts) < 6:
+        return None
+    roles = iam_backends[parts[4]]["aws"].roles.values()
+    role = next((r for r in roles if r.arn == arn), None)
+    facts = {"aws:principalarn": call.caller.role, "aws:principalaccount": call.account}
+    if "ExternalId" in call.parameters:
+        facts["sts:externalid"] = call.parameters["ExternalId"]
+    if role is None:
+        return None
+    policy = role.assume_role_policy_document
+    text = policy if isinstance(policy, str) else json.dumps(policy)
+    if effects(text, "sts:AssumeRole", call.caller, facts) == {"Allow"}:
+        return None
+    return call.error(
+        403, "AccessDenied",
+        f"User: {call.caller.arn} is not authorized to perform: sts:AssumeRole on resource: {arn}",
     )  # fmt: skip
 
 

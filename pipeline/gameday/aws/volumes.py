@@ -268,7 +268,9 @@ def create_volume(self: ElasticBlockStore) -> ActionResult:
 def _denied(response: ElasticBlockStore, made: SimVolume) -> bool:
     caller = current.get().caller
     account, region = response.current_account, response.region
-    needed = [(made.kms_key_id, snapshots.WRITE_ACTIONS, made.id)] if made.encrypted else []
+    needed: list[tuple[str | None, tuple[str, ...], str]] = []
+    if made.encrypted:
+        needed.append((made.kms_key_id, snapshots.WRITE_ACTIONS, made.id))
     if made.snapshot_id:
         source = snapshots.find(made.snapshot_id, account, region)
         if source.kms_key_id:

@@ -126,6 +126,59 @@ def test_its_settings_are_settings(serve, env_file, home, impound, monkeypatch):
     )
 
 
+def test_the_estate_is_ready(serve, env_file, need_tool):
+    """An instance whose volumes hold the images, block by block, and are as large as they."""
+    need_tool("mke2fs")
+    process = serve()
+    variables = sourced(env_file)
+    images = [Path(i) for i in variables["IMAGES"].split()]
+    assert len(images) == len(variables["VOLUMES"].split()) == 2
+    ebs = client("ebs", variables)
+    snapshot = variables["SNAPSHOT"]
+    with pytest.raises(Exception, match="does not exist"):
+        ebs.list_snapshot_blocks(SnapshotId=snapshot)  # not shared yet
+    session = client("sts", variables).assume_role(
+        RoleArn=variables["EXECUTION_ROLE"], RoleSessionName="GAMEDAY.me",
+        ExternalId=variables["EXTERNAL_ID"],
+    )["Credentials"]  # fmt: skip
+    member = variables | {
+        "AWS_ACCESS_KEY_ID": session["AccessKeyId"],
+        "AWS_SECRET_ACCESS_KEY": session["SecretAccessKey"],
+        "AWS_SESSION_TOKEN": session["SessionToken"],
+    }
+    volumes = client("ec2", member).describe_volumes(VolumeIds=variables["VOLUMES"].split())
+    sizes = [v["Size"] << 30 for v in volumes["Volumes"]]
+    assert sizes == [i.stat().st_size for i in images]
+    ebs = client("ebs", member)
+    with images[0].open("rb") as image:
+        for block in ebs.list_snapshot_blocks(SnapshotId=snapshot)["Blocks"]:
+            image.seek(block["BlockIndex"] << 19)
+            got = ebs.get_snapshot_block(SnapshotId=snapshot, **block)["BlockData"].read()
+            assert got == image.read(1 << 19)
+    process.terminate()
+    assert process.wait(20) == 0
+    assert not images[0].parent.exists()
+
+
+def test_images_of_somebody_else_are_kept(impound, env_file):
+    folder = env_file.with_name("aws.env.images")
+    folder.mkdir()
+    (folder / "mine").touch()
+    assert impound("gameday", "--serve", "--env-file", env_file).code == 2
+    assert (folder / "mine").exists()
+
+
+def test_without_mke2fs(env_file, monkeypatch):
+    """No instance then, and it is said."""
+    from pipeline.gameday import serve as module
+
+    monkeypatch.setattr(module, "tool", lambda _name: None)
+    with module.serving(env_file) as now:
+        assert now.seeded.estate is None
+        assert any("mke2fs is not installed" in what for what in now.left_out)
+        assert "INSTANCE" not in now.variables
+
+
 def test_killed_it_leaves_no_child_and_the_next_run_starts(serve, env_file):
     first = serve()
     [server] = children(first.pid)

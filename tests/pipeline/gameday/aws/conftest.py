@@ -98,11 +98,18 @@ def cmk(aws, allow):
 
 
 @pytest.fixture
-def lent(cmk, allow):
+def read_actions():
+    """What EBS User Guide, Share the KMS key, lists."""
+    return [
+        "DescribeKey", "CreateGrant", "Decrypt", "ReEncryptFrom", "GenerateDataKey",
+        "GenerateDataKeyWithoutPlaintext",
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def lent(cmk, allow, read_actions):
     """A key of the member account that Audit may use as a copy needs it."""
-    return cmk(
-        allow(f"arn:aws:iam::{AUDIT}:root", "DescribeKey", "Decrypt", "ReEncrypt*", "CreateGrant")
-    )
+    return cmk(allow(f"arn:aws:iam::{AUDIT}:root", *read_actions))
 
 
 @pytest.fixture

@@ -297,7 +297,8 @@ def test_throttled(aws, ebs, snapshot, rejected):
     """EBS direct reference, RequestThrottledException: 400, with a reason."""
     made = snapshot({0: b"x"})
     throttled = {"code": "RequestThrottledException", "reason": "RESOURCE_LEVEL_THROTTLE"}
-    aws.faults.add(Fault("error", service="ebs", operation="GetSnapshotBlock", **throttled))
+    throttled = {"code": "RequestThrottledException", "reason": "RESOURCE_LEVEL_THROTTLE"}
+    aws.faults.add(Fault("error", operation="GetSnapshotBlock", **throttled))
     [block] = ebs.list_snapshot_blocks(SnapshotId=made)["Blocks"]
     with rejected("RequestThrottledException", 400, "RESOURCE_LEVEL_THROTTLE"):
         get(ebs, made, block)

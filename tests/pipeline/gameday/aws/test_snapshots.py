@@ -280,11 +280,13 @@ def test_copy_needs_the_share(aws, member, audit, snapshot, lent, refused):
         copied(audit, made)
 
 
-@pytest.mark.parametrize("missing", ["DescribeKey", "Decrypt", "ReEncryptFrom", "CreateGrant"])
-def test_every_right_on_the_source_key(aws, member, audit, snapshot, cmk, allow, missing):
+@pytest.mark.parametrize("missing", range(6))
+def test_every_right_on_the_source_key(
+    aws, member, audit, snapshot, cmk, allow, read_actions, missing
+):
     """EBS User Guide, Share the KMS key: one right less, and the accepted copy ends in error."""
-    rights = {"DescribeKey", "Decrypt", "ReEncryptFrom", "CreateGrant"} - {missing}
-    made = snapshot(KmsKeyId=cmk(allow(f"arn:aws:iam::{AUDIT}:root", *rights)))
+    del read_actions[missing]
+    made = snapshot(KmsKeyId=cmk(allow(f"arn:aws:iam::{AUDIT}:root", *read_actions)))
     share(member, made)
     assert one(audit, copied(audit, made))["State"] == "error"
 
@@ -343,7 +345,7 @@ def test_copy_under_a_key_that_is_none(aws, member, audit, snapshot, cmk, how):
     assert one(audit, copy)["StateMessage"] == "Given key ID is not accessible"
 
 
-def test_copy_by_grant(aws, member, audit, snapshot, cmk):
+def test_copy_by_grant(aws, member, audit, snapshot, cmk, read_actions):
     """KMS Developer Guide, Grants: the key's owner can lend it without its policy."""
     key = cmk()
     made = snapshot(KmsKeyId=key)
@@ -351,7 +353,7 @@ def test_copy_by_grant(aws, member, audit, snapshot, cmk):
     assert one(audit, copied(audit, made))["State"] == "error"
     aws.client("kms", MEMBER).create_grant(
         KeyId=key, GranteePrincipal=f"arn:aws:iam::{AUDIT}:root",
-        Operations=["DescribeKey", "Decrypt", "ReEncryptFrom", "CreateGrant"],
+        Operations=read_actions,
     )  # fmt: skip
     assert one(audit, copied(audit, made))["State"] == "completed"
 
@@ -360,7 +362,7 @@ def test_grants_for_aws_resources_only(aws, member, audit, snapshot, cmk, allow,
     """EBS User Guide, Share the KMS key: CreateGrant under kms:GrantIsForAWSResource suffices."""
     root = f"arn:aws:iam::{AUDIT}:root"
     key = cmk(
-        allow(root, "DescribeKey", "Decrypt", "ReEncrypt*"),
+        allow(root, "DescribeKey", "Decrypt", "ReEncrypt*", "GenerateDataKey*"),
         allow(root, "CreateGrant", Bool={"kms:GrantIsForAWSResource": True}),
     )
     made = snapshot(KmsKeyId=key)
@@ -372,11 +374,11 @@ def test_grants_for_aws_resources_only(aws, member, audit, snapshot, cmk, allow,
         )
 
 
-def test_rights_through_ec2_only(aws, member, audit, snapshot, cmk, allow, refused):
+def test_rights_through_ec2_only(aws, member, audit, snapshot, cmk, allow, read_actions, refused):
     """KMS Developer Guide, kms:ViaService: EBS asks as ec2.REGION.amazonaws.com."""
     here = {"kms:ViaService": f"ec2.{REGION}.amazonaws.com"}
     root = f"arn:aws:iam::{AUDIT}:root"
-    key = cmk(allow(root, "DescribeKey", "Decrypt", "ReEncrypt*", "CreateGrant", StringEquals=here))
+    key = cmk(allow(root, *read_actions, StringEquals=here))
     made = snapshot(KmsKeyId=key)
     share(member, made)
     assert one(audit, copied(audit, made))["State"] == "completed"
