@@ -274,8 +274,8 @@ class Session:
             )
         # The bytes are signed for by the checksum header; a second digest of them adds nothing.
         backend = S3Backend(
-            self.client("s3", s3={"payload_signing_enabled": False}), match["bucket"], match["prefix"] or "", protection,
-            cache_home() / "s3",
+            self.client("s3", s3={"payload_signing_enabled": False}), match["bucket"],
+            match["prefix"] or "", protection, cache_home() / "s3",
         )  # fmt: skip
         if writing:
             backend.check_fit()
