@@ -18,6 +18,7 @@ import contextlib
 import hashlib
 import os
 import platform
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ from evidence_store.model import Kind, StoredObject, canonical, clean, format_ti
 from evidence_store.transfer import (
     Concluding,
     ImageSource,
+    Immutable,
     Progress,
     SetSource,
     StreamSource,
@@ -39,6 +41,7 @@ from evidence_store.transfer import (
 )
 from evidence_store.transfer.fileset import take_set
 from evidence_store.transfer.image import take_image
+from evidence_store.transfer.resume import ResumeRecord
 from evidence_store.verify import check_content
 
 if TYPE_CHECKING:
@@ -89,8 +92,9 @@ class Ingest:
             intent = self._intend(record)
             resumed = bool(record.intents)
             try:
-                taken, started = self._take(item_id)
-                manifest = self._finish(item_id, intent, taken, started)
+                with self._notes(item_id, key) as notes:
+                    taken, started = self._take(item_id, notes)
+                    manifest = self._finish(item_id, intent, taken, started)
             except Exception as e:
                 self._failed(item_id, intent, e)
                 raise
@@ -175,7 +179,24 @@ class Ingest:
             512,
         )
 
-    def _take(self, item_id: str) -> tuple[Taken, str]:
+    @contextlib.contextmanager
+    def _notes(self, item_id: str, key: str | None) -> Iterator[ResumeRecord | None]:
+        """What is noted of an item for a resume, where its source cannot change."""
+        store, source = self.case.store, self.source
+        vouched = isinstance(source, Immutable) and source.immutable
+        if not vouched or key is None or store.resume is None:
+            yield None
+            return
+        place = store.resume / store.identity.store_id / self.case.case_id / f"{item_id}.jsonl"
+        notes = ResumeRecord(place, {"key": key, "segment_size": self.segment_size or 0})
+        done = False
+        try:
+            yield notes
+            done = True
+        finally:
+            notes.close(done=done)
+
+    def _take(self, item_id: str, notes: ResumeRecord | None) -> tuple[Taken, str]:
         backend, prefix = self.case.store.backend, self.case.item_prefix(item_id)
         started = self._now()
         if isinstance(self.source, SetSource):
@@ -189,7 +210,7 @@ class Ingest:
         extra = {"segment_size": self.segment_size} if self.segment_size else {}
         taken = take_image(
             backend, prefix, self.source, linear=linear, digests=digests,
-            workers=self.workers, progress=self.progress, **extra,
+            workers=self.workers, resume=notes, progress=self.progress, **extra,
         )  # fmt: skip
         return taken, started
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 import json
 import os
+from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Annotated, Literal, Protocol
@@ -143,7 +144,47 @@ class Readable(Protocol):
         """Return bytes at `offset`; fewer than `length` only at the end."""
 
 
-class SegmentFile(io.RawIOBase):
+class RandomAccess(io.RawIOBase):
+    """A seekable read-only file over `pread`, which the kind of file brings."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self._at = 0
+
+    @abstractmethod
+    def pread(self, length: int, offset: int) -> bytes:
+        """Return bytes at `offset`; fewer than `length` only at the end."""
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def seekable(self) -> bool:
+        """Always."""
+        return True
+
+    def tell(self) -> int:
+        """Position in bytes."""
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """As io.IOBase.seek."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.size}[whence]
+        if base + offset < 0:
+            raise ValueError("negative seek position")
+        self._at = base + offset
+        return self._at
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        """As io.RawIOBase.readinto."""
+        data = self.pread(len(buffer), self._at)
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+class SegmentFile(RandomAccess):
     r"""One seekable read-only file over segments that somebody else opens and checks.
 
     `open_segment(index)` returns a descriptor of a segment that it has checked, or None where the
@@ -157,11 +198,9 @@ class SegmentFile(io.RawIOBase):
     def __init__(
         self, size: int, segment_size: int, open_segment: Callable[[int], int | None]
     ) -> None:
-        super().__init__()
-        self.size = size
+        super().__init__(size)
         self.segment_size = segment_size
         self._open_segment = open_segment
-        self._at = 0
         self._fds: OrderedDict[int, int | None] = OrderedDict()
 
     def _fd(self, index: int) -> int | None:
@@ -202,33 +241,6 @@ class SegmentFile(io.RawIOBase):
         if len(data) != want:
             raise IntegrityError(f"segment {segment_name(index)} got shorter while it was read")
         return data
-
-    def readable(self) -> bool:
-        """Always."""
-        return True
-
-    def seekable(self) -> bool:
-        """Always."""
-        return True
-
-    def tell(self) -> int:
-        """Position in bytes."""
-        return self._at
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """As io.IOBase.seek."""
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.size}[whence]
-        if base + offset < 0:
-            raise ValueError("negative seek position")
-        self._at = base + offset
-        return self._at
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        """As io.RawIOBase.readinto."""
-        data = self.pread(len(buffer), self._at)
-        buffer[: len(data)] = data
-        self._at += len(data)
-        return len(data)
 
     def close(self) -> None:
         """Close every descriptor."""

@@ -18,6 +18,7 @@ import hashlib
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pydantic import JsonValue
@@ -119,11 +120,15 @@ def read_store_id(backend: Backend) -> StoreId:
 
 @dataclass
 class Store:
-    """Cases below one backend. `scribe` may be None for reading only."""
+    """Cases below one backend. `scribe` may be None for reading only.
+
+    `resume`: folder outside the store for `evidence_store.transfer.resume`; None to keep none.
+    """
 
     backend: Backend
     scribe: Scribe | None = None
     last_seen: LastSeen | None = None
+    resume: Path | None = None
 
     @property
     def identity(self) -> StoreId:

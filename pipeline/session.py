@@ -300,12 +300,12 @@ class Session:
 
         Raises: UsageError, ConfigError, SigningKeyError, StoreError.
         """
-        last_seen = LastSeen(state_home() / "last-seen")
+        last_seen, resume = LastSeen(state_home() / "last-seen"), state_home() / "resume"
         root = self.local_root()
         if root is not None:
-            return Store(LocalBackend(root), self._scribe() if writing else None, last_seen)
+            return Store(LocalBackend(root), self._scribe() if writing else None, last_seen, resume)
         backend = self._s3_backend(writing=writing)
-        return Store(backend, self._scribe(backend) if writing else None, last_seen)
+        return Store(backend, self._scribe(backend) if writing else None, last_seen, resume)
 
     def _scribe(self, backend: S3Backend | None = None) -> Scribe:
         def clock() -> Clock:

@@ -14,7 +14,7 @@ from typing import Protocol, runtime_checkable
 
 from pydantic import JsonValue
 
-from evidence_store.backend import Backend, LocalBackend, SparseBody
+from evidence_store.backend import Backend, LocalBackend, Runs, SparseBody
 from evidence_store.digest import SegmentList
 from evidence_store.errors import AlreadyExistsError, SourceChangedError
 from evidence_store.item import Gap, Members
@@ -60,6 +60,27 @@ class ImageSource(Source, Protocol):
 
     def next_data(self, offset: int) -> int:
         """Return the first offset >= `offset` that may hold data, or `size`. Zeros before it."""
+
+
+@runtime_checkable
+class BulkSource(ImageSource, Protocol):
+    """A source that reads the many pieces of a segment better all at once than one by one."""
+
+    def fill(self, view: memoryview, offset: int) -> tuple[Runs, list[Gap]]:
+        """Read a whole segment at `offset` into `view`; return what was read, what could not be.
+
+        Runs are (start, end) in `view`, in order; outside them zeros are meant, whatever `view`
+        keeps there. Gaps are as `Gap`, in bytes of the source.
+        """
+
+
+@runtime_checkable
+class Immutable(Protocol):
+    """A source whose content cannot be another under the same identity."""
+
+    @property
+    def immutable(self) -> bool:
+        """Whether somebody else vouches for that (a service by its contract)."""
 
 
 @runtime_checkable

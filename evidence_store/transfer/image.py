@@ -12,6 +12,7 @@ file that comes too early is an unreadable range too.
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from collections.abc import Iterable, Iterator
@@ -33,6 +34,7 @@ from evidence_store.errors import SourceChangedError
 from evidence_store.item import Gap
 from evidence_store.model import clean
 from evidence_store.transfer import (
+    BulkSource,
     ImageSource,
     Progress,
     StreamSource,
@@ -40,6 +42,7 @@ from evidence_store.transfer import (
     UnreadableError,
     put_once,
 )
+from evidence_store.transfer.resume import Noted, ResumeRecord
 
 SECTOR = 4096
 _READ = 1 << 20  # stays in a core's cache from the read to its digest
@@ -66,6 +69,7 @@ def take_image(
     digests: Iterable[str] = (),
     workers: int = 2,
     segment_size: int = SEGMENT_BYTES,
+    resume: ResumeRecord | None = None,
     progress: Progress = lambda _done, _total: None,
 ) -> Taken:
     """Store a source as an image below `prefix`; return what was stored.
@@ -78,13 +82,15 @@ def take_image(
         digests: algorithms beside SHA-256 (`md5`, `sha1`) for old tools.
         workers: segments in work at once.
         segment_size: bytes of a segment.
+        resume: what earlier runs noted of a source that cannot change; those segments are read
+            from the store instead.
         progress: called with (bytes done, bytes in all or None).
 
     Raises: SourceChangedError if a segment stored earlier has other content; StoreError. Everything
     stored until then stays.
     """
     return _ImageTaker(
-        backend, prefix, source, linear, digests, workers, segment_size, progress
+        backend, prefix, source, linear, digests, workers, segment_size, resume, progress
     ).run()
 
 
@@ -102,13 +108,16 @@ class _ImageTaker:
         digests: Iterable[str],
         workers: int,
         segment_size: int,
+        resume: ResumeRecord | None,
         progress: Progress,
     ) -> None:
         self._backend = backend
         self._prefix = prefix
         self._source = source
+        self._bulk = source if isinstance(source, BulkSource) else None
         self._size: int | None = getattr(source, "size", None)
         self._segment_size = segment_size
+        self._resume = resume
         self._progress = progress
         self._workers = workers
         self._linear = LinearDigest(["sha256", *digests]) if linear else None
@@ -245,23 +254,62 @@ class _ImageTaker:
         try:
             if self._stop.is_set():
                 return
-            gaps: list[Gap] = []
-            digest = LinearDigest()
             try:
-                if segment.runs is None:
-                    source = cast(ImageSource, self._source)  # a stream fills it beforehand
-                    segment.runs, gaps = read_runs(source, segment.view, segment.offset, digest)
-                else:
-                    digest.update(segment.view)
+                read = None if self._take_stored(segment) else self._read(segment)
             finally:
                 segment.filled.set()
-            self._keep(segment, segment.runs, gaps, digest.results()["sha256"])
+            if read is not None:
+                self._keep(segment, *read)
             self._advance(len(segment.view))
         except BaseException:
             self._stop.set()
             raise
         finally:
             self._release(segment)
+
+    def _read(self, segment: _Segment) -> tuple[Runs, list[Gap], str]:
+        """Fill a segment, unless a stream did; return what was read, what could not be, SHA-256."""
+        gaps: list[Gap] = []
+        digest = LinearDigest()
+        if segment.runs is not None:
+            digest.update(segment.view)
+        elif self._bulk:
+            segment.runs, gaps = self._bulk.fill(segment.view, segment.offset)
+            digest.sparse(segment.view, segment.runs)
+        else:
+            source = cast(ImageSource, self._source)
+            segment.runs, gaps = read_runs(source, segment.view, segment.offset, digest)
+        return segment.runs, gaps, digest.results()["sha256"]
+
+    def _take_stored(self, segment: _Segment) -> bool:
+        """Fill a segment from the store, if it is there as an earlier run noted it."""
+        name = segment_name(segment.index)
+        noted = self._resume.get(name) if self._resume and name in self._existing else None
+        if noted is None or segment.runs is not None:
+            return False
+        digest, at = LinearDigest(), 0
+        fd = self._backend.open_fd(f"{self._prefix}/data/{name}")
+        try:
+            if os.fstat(fd).st_size != len(segment.view):
+                return False
+            while at < len(segment.view):
+                n = os.preadv(fd, [segment.view[at : at + _READ]], at)
+                if n == 0:
+                    return False
+                digest.update(segment.view[at : at + n])
+                at += n
+        except OSError:
+            return False  # reading it from the source and comparing tells what is wrong
+        finally:
+            os.close(fd)
+        if digest.results()["sha256"] != noted.sha256:
+            return False
+        segment.runs = [(0, at)]
+        with self._lock:
+            self._digests[segment.index] = noted.sha256
+            self._gaps += noted.gaps
+            self._reused += 1
+        return True
 
     def _keep(self, segment: _Segment, runs: Runs, gaps: list[Gap], sha256: str) -> None:
         name = segment_name(segment.index)
@@ -273,6 +321,8 @@ class _ImageTaker:
             with self._lock:
                 self._holes.append(segment.index)
             return
+        if self._resume:
+            self._resume.add(name, Noted(sha256, gaps))
         new = put_once(self._backend, f"{self._prefix}/data/{name}",
                        SparseBody(segment.view, runs), sha256,
                        exists=name in self._existing)  # fmt: skip
