@@ -566,7 +566,8 @@ class Case:
             linear: force or forbid the digest of all bytes in order; None: up to 256 GiB.
             digests: `md5`, `sha1` beside it.
             parents: items it was derived from.
-            workers: segments in work at once; memory is about (workers + 1) * 64 MiB.
+            workers: segments in work at once; memory is about (workers + 1) * 64 MiB, for a
+                `BulkSource` workers * 64 MiB.
             segment_size: other than 64 MiB, for tests.
             read_back: read everything back from the store afterwards and record `item.verified`.
             facts: of the acquisition, beside those of the source.

@@ -2,6 +2,7 @@
 """An image into the store, in 64 MiB segments, with at most `workers + 1` of them in memory.
 
 Each worker reads, hashes and stores one segment; one more thread takes the linear digest in order.
+A source that fills a segment at once (`BulkSource`) is kept busy by `workers` of them.
 Only the runs of a segment that were read are looked at again: what lies between them is zeros, and
 neither filled in nor scanned.
 
@@ -123,7 +124,7 @@ class _ImageTaker:
         self._linear = LinearDigest(["sha256", *digests]) if linear else None
         self._order: queue.SimpleQueue[_Segment | int | None] = queue.SimpleQueue()
         self._buffers: queue.SimpleQueue[bytearray] = queue.SimpleQueue()
-        self._spare = workers + 1
+        self._spare = workers if self._bulk else workers + 1
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._done = 0
