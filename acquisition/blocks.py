@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from evidence_store.store import Case
 
 PAGE_BLOCKS = 10_000  # the most that a page may have: 5 GiB of a full disk
+_LEAST_PAGE = 100
 _PAGES_KEPT = 4
 _EMPTY_PAGES = 100_000
 _RENEWALS = 4
@@ -83,7 +84,7 @@ class Listing:
         self._service = service
         self._snapshot = snapshot
         self._since = since
-        self._page_blocks = page_blocks
+        self._page_blocks = min(max(page_blocks, _LEAST_PAGE), PAGE_BLOCKS)
         self._pages: list[_Page] = []
         self._lock = threading.RLock()
         self._volume_gib = 0
@@ -226,10 +227,13 @@ class _Blocks:
         self.listing = listing
         self.received = received
 
-    def read(self, wanted: Iterable[tuple[int, str, memoryview]]) -> dict[int, str]:
+    def read(
+        self, wanted: Iterable[tuple[int, str, memoryview]], outer: threading.Event | None = None
+    ) -> dict[int, str]:
         """Read each (index, token) into its view; return index -> reason of those that are lost.
 
-        Raises: AcquisitionError, once none of them is under way any more.
+        Raises: AcquisitionError; Abandoned once `outer` is set; when none of them is under way any
+        more.
         """
         stop = threading.Event()
         running: dict[Future[None], int] = {
@@ -241,7 +245,9 @@ class _Blocks:
         try:
             pending = set(running)
             while pending:
-                done, pending = wait(pending, return_when=FIRST_EXCEPTION)
+                done, pending = wait(pending, 0.25, return_when=FIRST_EXCEPTION)
+                if outer is not None and outer.is_set():
+                    failed = failed or Abandoned()
                 for future in done:
                     error = None if future.cancelled() else future.exception()
                     if isinstance(error, BlockLostError):
@@ -272,16 +278,21 @@ class _Blocks:
         self.service.read_block(self.snapshot, index, token, view, self.received, stop)
 
     def fill(
-        self, view: memoryview, offset: int, listed: list[tuple[int, str | None]]
-    ) -> tuple[Runs, list[Gap]]:
+        self, view: memoryview, offset: int, listed: list[tuple[int, str | None]],
+        stop: threading.Event | None = None,
+    ) -> tuple[Runs, list[Gap]]:  # fmt: skip
         """Read listed blocks, all of which lie whole in `view` at `offset`; see `BulkSource`."""
         if offset % BLOCK_BYTES or len(view) % BLOCK_BYTES:
             raise ValueError("segments must begin and end with blocks of 512 KiB")
         at = {index: index * BLOCK_BYTES - offset for index, token in listed if token is not None}
-        lost = self.read(
+        wanted = (
             (index, token, view[at[index] : at[index] + BLOCK_BYTES])
             for index, token in listed if token is not None
         )  # fmt: skip
+        try:
+            lost = self.read(wanted, stop)
+        except Abandoned:
+            return [], []
         runs: Runs = []
         for index in at:
             if index not in lost:
@@ -379,12 +390,11 @@ class SnapshotImage(Closing):
         view[:length] = block[inner : inner + length]
         return length
 
-    def fill(self, view: memoryview, offset: int) -> tuple[Runs, list[Gap]]:
+    def fill(self, view: memoryview, offset: int, stop: threading.Event) -> tuple[Runs, list[Gap]]:
         """See `BulkSource.fill`."""
         first = offset // BLOCK_BYTES
-        return self.blocks.fill(
-            view, offset, self.listing.between(first, first + len(view) // BLOCK_BYTES)
-        )
+        listed = self.listing.between(first, first + len(view) // BLOCK_BYTES)
+        return self.blocks.fill(view, offset, listed, stop)
 
     def next_data(self, offset: int) -> int:
         """See `ImageSource.next_data`; from the list."""
@@ -493,7 +503,7 @@ class DeltaImage(Closing):
         index, inner = divmod(offset, BLOCK_BYTES)
         length = min(len(view), BLOCK_BYTES - inner, self.size - offset)
         block = memoryview(bytearray(BLOCK_BYTES))
-        _, gaps = self.fill(block, index * BLOCK_BYTES)
+        _, gaps = self.fill(block, index * BLOCK_BYTES, threading.Event())
         if gaps:
             raise UnreadableError(gaps[0].error, BLOCK_BYTES - inner)
         view[:length] = block[inner : inner + length]
@@ -504,7 +514,7 @@ class DeltaImage(Closing):
         changed = self._changed.listing.next(offset // BLOCK_BYTES) * BLOCK_BYTES
         return min(self.size, max(offset, min(changed, self._base_data(offset))))
 
-    def fill(self, view: memoryview, offset: int) -> tuple[Runs, list[Gap]]:
+    def fill(self, view: memoryview, offset: int, stop: threading.Event) -> tuple[Runs, list[Gap]]:
         """See `BulkSource.fill`."""
         first, end = offset // BLOCK_BYTES, (offset + len(view)) // BLOCK_BYTES
         changed = self._changed.listing.between(first, end)
@@ -519,27 +529,29 @@ class DeltaImage(Closing):
             if block[0] not in elsewhere
         ]
         again = sorted(dict(again).items())
-        runs, gaps = self._changed.fill(view, offset, changed)
-        more, further = self._image.blocks.fill(view, offset, again)
+        runs, gaps = self._changed.fill(view, offset, changed, stop)
+        more, further = self._image.blocks.fill(view, offset, again, stop)
         elsewhere |= {index for index, _ in again}
-        copied = self._copy(view, offset, elsewhere)
+        copied = self._copy(view, offset, elsewhere, stop)
         joined: Runs = []
-        for start, stop in sorted([*runs, *more, *copied]):
-            _append(joined, start, stop)
+        for start, past in sorted([*runs, *more, *copied]):
+            _append(joined, start, past)
         return joined, join_gaps([*gaps, *further])
 
-    def _copy(self, view: memoryview, offset: int, elsewhere: set[int]) -> Runs:
+    def _copy(
+        self, view: memoryview, offset: int, elsewhere: set[int], stop: threading.Event
+    ) -> Runs:
         """Copy what the base holds as data, but for the blocks that come from elsewhere."""
         runs: Runs = []
         at, end = offset, min(offset + len(view), self._base.segments.size)
-        while (at := self._base_data(at)) < end:
-            stop = min(end, self._base_hole(at), (at // BLOCK_BYTES + 1) * BLOCK_BYTES)
+        while (at := self._base_data(at)) < end and not stop.is_set():
+            past = min(end, self._base_hole(at), (at // BLOCK_BYTES + 1) * BLOCK_BYTES)
             if at // BLOCK_BYTES not in elsewhere:
-                view[at - offset : stop - offset] = self._file().pread(stop - at, at)
-                _append(runs, at - offset, stop - offset)
-            at = stop
+                view[at - offset : past - offset] = self._file().pread(past - at, at)
+                _append(runs, at - offset, past - offset)
+            at = past
         with self._lock:
-            self._copied += sum(stop - start for start, stop in runs)
+            self._copied += sum(end - start for start, end in runs)
         return runs
 
     def _file(self) -> SegmentFile:

@@ -54,6 +54,7 @@ LISTS_PER_SECOND = 50  # ListSnapshotBlocks and ListChangedBlocks, likewise
 CONNECTIONS = 32
 
 _ATTEMPTS = 12
+_PATIENT = 40  # of a busy service: what others use comes free
 _FEW = 5  # where asking again seldom mends it
 _FIRST_WAIT, _LONGEST_WAIT = 0.1, 20.0  # seconds
 _CONNECT_SECONDS, _READ_SECONDS, _BODY_SECONDS = 5.0, 20.0, 60.0
@@ -324,7 +325,7 @@ class EbsDirect(Closing):
 
     def _read_block(
         self, snapshot: str, index: int, token: str, view: memoryview, received: Received,
-        stop: threading.Event | None, attempts: int = _ATTEMPTS,
+        stop: threading.Event | None, attempts: int | None = None,
     ) -> None:  # fmt: skip
         path = f"/snapshots/{quote(snapshot, safe='')}/blocks/{index}"
         what = f"cannot read block {index} of {clean(snapshot)}"
@@ -366,7 +367,7 @@ class EbsDirect(Closing):
     def _ask(
         self, pace: str, snapshot: str, path: str, query: Mapping[str, str],
         receive: Callable[[BaseHTTPResponse], T], what: str, stop: threading.Event | None,
-        most: int = _ATTEMPTS,
+        most: int | None = None,
     ) -> T:  # fmt: skip
         stop = stop or threading.Event()
         attempt = 0
@@ -378,7 +379,7 @@ class EbsDirect(Closing):
                 with self._place(stop):
                     return self._send(path, query, receive, what)
             except _Again as again:
-                if attempt >= min(most, again.attempts):
+                if attempt >= (again.attempts if most is None else min(most, again.attempts)):
                     raise again.error from again.__cause__
                 with self._lock:
                     self.requests.repeated += 1
@@ -438,7 +439,7 @@ class EbsDirect(Closing):
                     response.close()  # what else is on its way must not be taken for an answer
                 response.release_conn()
         except (HTTPError, OSError) as e:
-            raise _Again(_unanswered(e, what)) from e
+            raise _unanswered(e, what) from e
 
     def _refused(self, response: BaseHTTPResponse, path: str, what: str) -> Exception:
         raw = response.read(_MAX_ERROR_BYTES) or b""
@@ -459,7 +460,8 @@ class EbsDirect(Closing):
             with self._lock:
                 self.requests.throttled += 1
             error.hint = "others use the quota of this account too; run the same command again"
-            return _Again(error, throttled=True, after=_retry_after(response.headers))
+            after = _retry_after(response.headers)
+            return _Again(error, attempts=_PATIENT, throttled=True, after=after)
         if response.status >= 500 or response.status == 408:
             error.hint = "run the same command again later; it continues"
             return _Again(error, after=_retry_after(response.headers))
@@ -503,12 +505,17 @@ def _hint(code: str, reason: str) -> str:
     return ""
 
 
-def _unanswered(e: Exception, what: str) -> ServiceError:
+def _unanswered(e: Exception, what: str) -> Exception:
     cause = clean(str(e.args[-1] if e.args else e) or type(e).__name__, 200)
-    return ServiceError(
+    if "CERTIFICATE_VERIFY_FAILED" in cause:
+        return ServiceError(
+            f"{what}: the endpoint is not who it says it is: {cause}",
+            hint="where a proxy opens TLS, name its certificate in AWS_CA_BUNDLE",
+        )
+    return _Again(ServiceError(
         f"{what}: {type(e).__name__}: {cause}",
         hint="check the network and the endpoint, then run the same command again; it continues",
-    )
+    ))  # fmt: skip
 
 
 def _skew(headers: Mapping[str, str], code: str, message: str) -> str:

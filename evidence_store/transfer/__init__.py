@@ -8,6 +8,7 @@ each object once; one that exists already (a resume) is read back and compared, 
 from __future__ import annotations
 
 import errno
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
@@ -66,11 +67,12 @@ class ImageSource(Source, Protocol):
 class BulkSource(ImageSource, Protocol):
     """A source that reads the many pieces of a segment better all at once than one by one."""
 
-    def fill(self, view: memoryview, offset: int) -> tuple[Runs, list[Gap]]:
+    def fill(self, view: memoryview, offset: int, stop: threading.Event) -> tuple[Runs, list[Gap]]:
         """Read a whole segment at `offset` into `view`; return what was read, what could not be.
 
         Runs are (start, end) in `view`, in order; outside them zeros are meant, whatever `view`
-        keeps there. Gaps are as `Gap`, in bytes of the source.
+        keeps there. Gaps are in bytes of the source. Once `stop` is set it returns as soon as
+        nothing writes to `view` any more, and what it returns is not used.
         """
 
 

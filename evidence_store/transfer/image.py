@@ -259,6 +259,8 @@ class _ImageTaker:
                 read = None if self._take_stored(segment) else self._read(segment)
             finally:
                 segment.filled.set()
+            if self._stop.is_set():
+                return
             if read is not None:
                 self._keep(segment, *read)
             self._advance(len(segment.view))
@@ -275,7 +277,7 @@ class _ImageTaker:
         if segment.runs is not None:
             digest.update(segment.view)
         elif self._bulk:
-            segment.runs, gaps = self._bulk.fill(segment.view, segment.offset)
+            segment.runs, gaps = self._bulk.fill(segment.view, segment.offset, self._stop)
             digest.sparse(segment.view, segment.runs)
         else:
             source = cast(ImageSource, self._source)

@@ -7,6 +7,7 @@ import base64
 import hashlib
 import json
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -48,6 +49,7 @@ class EbsServer:
     connections: int = 0
     generation: int = 0
     expire_on_list: bool = False
+    tls: ssl.SSLContext | None = None
 
     def __post_init__(self) -> None:
         self.lock = threading.Lock()
@@ -78,6 +80,9 @@ class EbsServer:
 
         self.http = Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
+        if self.tls:
+            self.http.socket = self.tls.wrap_socket(self.http.socket, server_side=True)
+            self.url = self.url.replace("http:", "https:")
         self.thread = threading.Thread(
             target=lambda: self.http.serve_forever(poll_interval=0.01), daemon=True
         )

@@ -4,16 +4,23 @@
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import re
+import ssl
 import subprocess
 import sys
 import threading
+import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
 from botocore.credentials import Credentials
 from botocore.exceptions import ClientError
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -672,6 +679,59 @@ def test_connections_are_used_again(world, server, waits):
     with make_service(server, waits, connections=2) as service:
         take(world, SnapshotImage(service, "snap-1"))
     assert server.connections <= 2
+
+
+@pytest.fixture
+def tls(tmp_path):
+    """(context of a server on 127.0.0.1, file with the certificate that vouches for it)."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name).issuer_name(name).public_key(key.public_key()).serial_number(1)
+        .not_valid_before(NOW - timedelta(days=1)).not_valid_after(NOW + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+        .sign(key, hashes.SHA256())
+    )  # fmt: skip
+    bundle, private = tmp_path / "ca.pem", tmp_path / "key.pem"
+    bundle.write_bytes(certificate.public_bytes(Encoding.PEM))
+    private.write_bytes(
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    )  # fmt: skip
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(bundle, private)
+    return context, bundle
+
+
+def test_the_endpoint_must_prove_who_it_is(world, waits, tls, monkeypatch):
+    context, bundle = tls
+    server = EbsServer({"snap-1": dict(FULL)}, tls=context)
+    try:
+        with (
+            make_service(server, waits) as service,
+            pytest.raises(ServiceError, match="is not who it says it is") as e,
+        ):
+            SnapshotImage(service, "snap-1")
+        assert "AWS_CA_BUNDLE" in e.value.hint
+        assert not server.requests
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(bundle))
+        with make_service(server, waits) as service:
+            assert take(world, SnapshotImage(service, "snap-1")).manifest.result == "ok"
+    finally:
+        server.close()
+
+
+def test_reading_ends_at_once_when_it_is_told_to_stop(server):
+    server.fail("error", "blockToken", value="503 ServiceUnavailable")
+    endpoint = Endpoint(server.url, "eu-central-1", "1", Credentials("AKIAX", "secret"))
+    stop = threading.Event()
+    threading.Timer(0.3, stop.set).start()
+    with EbsDirect(endpoint) as service:  # it waits, as in earnest
+        source = SnapshotImage(service, "snap-1")
+        started = time.monotonic()
+        source.fill(memoryview(bytearray(SEGMENT)), 0, stop)
+        assert time.monotonic() - started < 3
 
 
 def test_credentials_are_asked_for_at_each_request(world, server, waits):

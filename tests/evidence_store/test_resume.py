@@ -25,7 +25,7 @@ class Steady(FakeImage):
         self.until = until
         self.filled = []
 
-    def fill(self, view, offset):
+    def fill(self, view, offset, stop):
         index = offset // SEGMENT
         if index >= self.until:
             raise ConnectionError("gone")
