@@ -177,15 +177,17 @@ class Accounts:
             raise _error(e, f"cannot reach AWS by {reached or 'the credentials at hand'}") from e
         return said
 
-    def _client(self, service: str, account: str, region: str) -> Any:
+    def _client(self, service: str, account: str, region: str, *, once: bool = False) -> Any:
         """Return a client for a service in one Region of one account.
+
+        `once`: it never repeats a call by itself, for calls that make something anew each time.
 
         Raises: ConfigError, AccountError.
         """
         from botocore.config import Config
 
         config = Config(
-            retries={"mode": "standard", "total_max_attempts": 6},
+            retries={"mode": "standard", "total_max_attempts": 1 if once else 6},
             max_pool_connections=64,
             tcp_keepalive=True,
             user_agent_extra=f"impound/{__version__}",

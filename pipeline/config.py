@@ -88,6 +88,16 @@ class AwsSettings(BaseModel):
     external_id: str = Field(
         default="", max_length=1224, description="ExternalId for roles in member accounts"
     )
+    snapshot_key: str = Field(
+        default="", pattern=_KMS_KEY,
+        description="ARN of the Audit account's KMS key for copies of snapshots",
+    )  # fmt: skip
+    source_lock: Literal["compliance", "governance", "none"] = Field(
+        default="compliance", description="how snapshots are locked against deletion"
+    )
+    source_lock_days: int = Field(
+        default=3, ge=1, le=36500, description="for how many days snapshots are locked"
+    )
     source_identity: bool = Field(
         default=False, description="send SourceIdentity; every trust policy must allow it"
     )

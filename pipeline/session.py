@@ -34,6 +34,8 @@ from pipeline.errors import ConfigError, UsageError
 if TYPE_CHECKING:
     import boto3
 
+    from pipeline.accounts import Accounts
+
 _S3_URI = re.compile(
     r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])"
     r"(/(?P<prefix>[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*))?/?"
@@ -237,6 +239,11 @@ class Session:
         except failures() as e:
             raise Failure(e).error("cannot use AWS") from e
 
+    @property
+    def region(self) -> str:
+        """Region of the session at hand, or "". Raises: StoreError."""
+        return str(self._aws.region_name or "")
+
     def client(self, service: str, region: str | None = None, **options: Any) -> Any:
         """Return a client. Raises: StoreError."""
         from botocore.config import Config
@@ -312,6 +319,16 @@ class Session:
             return Clock(source="system", server_date=backend.server_date if backend else None)
 
         return Scribe(self.actor, tool_identity(), self.entry_signer, clock_facts=clock)
+
+    def accounts(self, case_id: str) -> Accounts:
+        """Return the way into every account, under the name of case and person.
+
+        Raises: StoreError.
+        """
+        from pipeline.accounts import Accounts, session_name
+
+        name = session_name(case_id, self.settings.responder or getpass.getuser())
+        return Accounts(self.settings, self._aws, name)
 
     def ask_sealer(self, case: Case) -> Checkpoint:
         """Have the sealer of the settings seal a case, and store what it signed.

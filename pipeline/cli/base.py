@@ -43,6 +43,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "case": ("pipeline.cli.case", "Open, list, show and close cases."),
     "key": ("pipeline.cli.key", "Signing keys: make, show, allow, revoke."),
     "seal": ("pipeline.cli.case", "Sign a checkpoint over a case's ledger."),
+    "acquire": ("pipeline.cli.acquire", "Acquire volumes from AWS into custody."),
     "ingest": ("pipeline.cli.ingest", "Take a file, device, directory or stream into custody."),
     "item": ("pipeline.cli.item", "List items and read them back."),
     "verify": ("pipeline.cli.verify", "Prove that nothing changed, or name what did."),

@@ -168,7 +168,7 @@ def show(options: Globals, case_id: str) -> None:
         "",
         *table(("SEQ", "TIME", "ACTION", "ITEM", "RESULT", "WHO", "NOTE"),
                [(e["seq"], e["time"], e["action"], e["item"] or "-", e["result"], e["who"],
-                 e["note"] or "") for e in entries]),
+                 ": ".join(filter(None, (e["step"], e["note"])))) for e in entries]),
     ]  # fmt: skip
     options.result(document, lines)
 
@@ -190,13 +190,18 @@ def _outcome(outcome: str) -> str:
     return {"resumed": "interrupted, resumed", "open": "interrupted"}.get(outcome, outcome)
 
 
+def _step(event: CustodyEvent) -> str | None:
+    data = event.data or {}
+    return f"{data.get('step')} {data.get('target')}" if event.action.startswith("step.") else None
+
+
 def _entry(event: CustodyEvent, sha256: str) -> dict[str, Any]:
     said = event.actor.asserted
     return {
         "seq": event.seq, "time": event.time, "action": event.action, "item": event.item,
         "result": event.result, "who": str(said.get("responder") or said.get("user") or ""),
         "identity": (event.actor.authenticated or {}).get("arn"),
-        "note": event.note, "refs": event.refs or [], "sha256": sha256,
+        "step": _step(event), "note": event.note, "refs": event.refs or [], "sha256": sha256,
     }  # fmt: skip
 
 

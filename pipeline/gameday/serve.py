@@ -143,6 +143,13 @@ def _images(folder: Path, stack: contextlib.ExitStack) -> tuple[list[Path], list
 def _settings(seeded: Seeded) -> list[str]:
     return [
         _MARK,
+        "[aws]",
+        f'audit_account = "{seeded.store_key.split(":")[4]}"',
+        f'log_archive_account = "{seeded.checkpoint_key.split(":")[4]}"',
+        f'snapshot_key = "{seeded.estate.copy_key if seeded.estate else seeded.store_key}"',
+        f'external_id = "{seeded.estate.external_id if seeded.estate else ""}"',
+        'source_lock = "governance"',
+        "source_lock_days = 1",
         "[s3]",
         f'kms_key = "{seeded.store_key}"',
         "[signing]",

@@ -64,11 +64,17 @@ class Estate:
     def variables(self) -> dict[str, str]:
         """For a shell."""
         return {
-            "INSTANCE": self.instance, "VOLUMES": " ".join(self.volumes),
-            "SNAPSHOT": self.snapshot, "IMAGES": " ".join(self.images),
+            "INSTANCE": _arn("instance", self.instance),
+            "VOLUMES": " ".join(_arn("volume", v) for v in self.volumes),
+            "SNAPSHOT": _arn("snapshot", self.snapshot), "IMAGES": " ".join(self.images),
             "MEMBER_ACCOUNT": MEMBER, "MEMBER_KEY": self.member_key, "COPY_KEY": self.copy_key,
             "EXECUTION_ROLE": self.execution_role, "EXTERNAL_ID": self.external_id,
         }  # fmt: skip
+
+
+def _arn(kind: str, name: str) -> str:
+    """With the account, which AWS leaves out of a snapshot's: so that it says where it lies."""
+    return f"arn:aws:ec2:{REGION}:{MEMBER}:{kind}/{name}"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`acquire volume`: the volumes of a target into custody, without a host in between.
+
+    observe → freeze (one CreateSnapshots) → lock → read by EBS direct ────────────→ prove
+                                              └→ check keys → share → copy → lock ──┘
+
+Each step is an intent and an outcome in the ledger. A volume that cannot go on is a gap; the others
+do. The read in the member account begins as soon as the snapshot is complete, beside the copy; that
+the Audit copy holds the same bytes is proved by reading it whole and comparing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+from pydantic import JsonValue
+
+from acquisition.blocks import SnapshotImage, snapshot_facts
+from acquisition.ebs import EbsDirect, Endpoint
+from acquisition.errors import AcquisitionError
+from acquisition.snapshot import Ec2, Lock, Observed, Snapshot, Volume, check_key, nonce
+from acquisition.target import Target
+from evidence_store.errors import Error, IntegrityError
+from evidence_store.ingest import Ingested
+from evidence_store.ledger import Draft
+from evidence_store.model import clean
+from evidence_store.store import Case, case_tags
+from evidence_store.transfer import Progress
+from evidence_store.transfer.compare import differences
+from pipeline import steps
+from pipeline.accounts import Accounts
+from pipeline.config import Settings
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Result:
+    """What became of one volume. `copy`: id of the Audit snapshot; `proved`: it holds the same."""
+
+    volume: Volume
+    snapshot: str = ""
+    copy: str = ""
+    item: str = ""
+    proved: bool = False
+    gaps: list[str] = field(default_factory=list)
+
+    def document(self) -> dict[str, JsonValue]:
+        """As JSON."""
+        return {
+            "volume": self.volume.volume_id, "size": self.volume.size,
+            "device": self.volume.device, "snapshot": self.snapshot, "copy": self.copy,
+            "item": self.item, "proved": self.proved, "gaps": list(self.gaps),
+        }  # fmt: skip
+
+
+@dataclass
+class Outcome:
+    """What `acquire` did. `gaps`: of the target as a whole."""
+
+    target: Target
+    volumes: list[Result]
+    gaps: list[str]
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is missing."""
+        return not self.gaps and not any(v.gaps for v in self.volumes)
+
+
+@dataclass
+class Acquisition:
+    """One run over one target.
+
+    Attributes:
+        copy: make the Audit copy and prove it; without, the item rests on the locked source alone.
+    """
+
+    case: Case
+    accounts: Accounts
+    settings: Settings
+    target: Target
+    copy: bool = True
+    say: Say = lambda _line: None
+    progress: Callable[[str], Progress] = lambda _label: lambda _done, _total: None
+
+    def run(self) -> Outcome:
+        """Do it, or go on with it. Raises: AcquisitionError, StoreError, ConfigError."""
+        observed = self._observe()
+        results = [Result(volume) for volume in observed.volumes]
+        outcome = Outcome(self.target, results, list(observed.gaps))
+        for gap in observed.gaps:
+            steps.skipped(self.case, "snapshot", self.target.arn, gap)
+        if not results:
+            return outcome
+        frozen = self._freeze(observed)
+        with ExitStack() as stack:
+            pool = stack.enter_context(ThreadPoolExecutor(8, thread_name_prefix="copy"))
+            reader = stack.enter_context(self._reader(self.target.account))
+            copies = {}
+            for result in results:
+                snapshot = frozen[result.volume.volume_id]
+                result.snapshot = snapshot.snapshot_id
+                if self._try(result, lambda r=result: self._complete(r)) and self.copy:  # type: ignore[misc]
+                    copies[result.snapshot] = pool.submit(self._copied, result, snapshot)
+            for result in results:
+                if not result.gaps:
+                    self._try(result, lambda r=result: self._read(r, reader))  # type: ignore[misc]
+            for result in results:
+                if (made := copies.get(result.snapshot)) is not None:
+                    self._try(result, lambda r=result, m=made: self._prove(r, m.result()))  # type: ignore[misc]
+        return outcome
+
+    def _try(self, result: Result, work: Callable[[], None]) -> bool:
+        """Do one thing for one volume; what fails is its gap, and the others go on."""
+        try:
+            work()
+        except (AcquisitionError, IntegrityError) as e:
+            self._gap(result, e)
+            return False
+        return True
+
+    def _gap(self, result: Result, e: Error) -> None:
+        text = f"{e}" + (f" ({e.hint})" if e.hint else "")
+        result.gaps.append(text)
+        self.say(f"{result.volume.volume_id}: {text}")
+
+    # -- the steps -------------------------------------------------------------------------------
+
+    def _ec2(self, account: str) -> Ec2:
+        region = self.target.region
+        return Ec2(
+            self.accounts.client("ec2", account, region),
+            self.accounts.client("ec2", account, region, once=True), account, region,
+        )  # fmt: skip
+
+    def _mark(self, step: str, target: str) -> str:
+        return nonce(self.case.store.identity.store_id, self.case.case_id, step, target)
+
+    @property
+    def _tags(self) -> dict[str, str]:
+        state = self.case.state
+        return case_tags(self.case.case_id, state.ticket, state.contact)
+
+    @property
+    def _lock(self) -> Lock | None:
+        aws = self.settings.aws
+        return None if aws.source_lock == "none" else Lock(aws.source_lock, aws.source_lock_days)
+
+    def _observe(self) -> Observed:
+        observed = self._ec2(self.target.account).observe(
+            self.target.kind, self.target.resource_id
+        )  # fmt: skip
+        facts: dict[str, JsonValue] = {
+            "volumes": [dict(v.facts) for v in observed.volumes], "gaps": list(observed.gaps),
+            "state": observed.state,
+        }  # fmt: skip
+        begun = steps.begin(self.case, "observe", self.target.arn)
+        if begun.done is None:
+            steps.done(self.case, begun, **facts)
+        return observed
+
+    def _freeze(self, observed: Observed) -> dict[str, Snapshot]:
+        begun = steps.begin(self.case, "freeze", self.target.arn)
+        self.say(f"freeze {self.target.resource_id}: {len(observed.volumes)} volumes")
+        try:
+            made = self._ec2(self.target.account).freeze(
+                observed, self._tags, self._mark("freeze", self.target.arn), begun.since,
+                resumed=begun.resumed,
+            )  # fmt: skip
+        except AcquisitionError as e:
+            steps.failed(self.case, begun, str(e))
+            raise
+        if begun.done is None:
+            facts: list[JsonValue] = [
+                {"volume": volume, "snapshot": made[volume].snapshot_id,
+                 "started": made[volume].facts["started"]} for volume in sorted(made)
+            ]  # fmt: skip
+            steps.done(self.case, begun, snapshots=facts)
+        return made
+
+    def _complete(self, result: Result) -> None:
+        """Lock the source while it is still pending, then wait for it."""
+        ec2 = self._ec2(self.target.account)
+        if self._lock:
+            begun = steps.begin(self.case, "lock", result.snapshot)
+            held = ec2.lock(result.snapshot, self._lock)
+            if begun.done is None:
+                steps.done(self.case, begun, **held)
+        self.say(f"{result.volume.volume_id}: waiting for {result.snapshot}")
+        ec2.completed(result.snapshot)
+
+    def _read(self, result: Result, reader: EbsDirect) -> None:
+        client = self.accounts.client("ec2", self.target.account, self.target.region)
+        facts = {
+            **snapshot_facts(client, result.snapshot),
+            "lineage": self._lineage(result), "volume_device": result.volume.device,
+        }  # fmt: skip
+        text = f"{result.volume.volume_id} of {self.target.resource_id}"
+        with SnapshotImage(reader, result.snapshot, text=text, facts=facts) as image:
+            taken = self.case.ingest(
+                "disk", image, workers=self.settings.workers,
+                progress=self.progress(result.volume.volume_id),
+            )  # fmt: skip
+        self._taken(result, taken)
+
+    def _taken(self, result: Result, taken: Ingested) -> None:
+        result.item = taken.item_id
+        said = "is complete already as" if taken.existing else "acquired as"
+        self.say(f"{result.volume.volume_id} {said} {taken.item_id}")
+        if taken.manifest.result != "ok":
+            result.gaps.append(
+                f"{taken.manifest.unreadable_bytes} bytes of {result.snapshot} are unreadable"
+            )
+
+    def _lineage(self, result: Result) -> list[JsonValue]:
+        """Our own: the volume id of a copied snapshot is arbitrary (EBS-3)."""
+        return [
+            f"arn:{self.target.partition}:ec2:{self.target.region}:{self.target.account}:volume/"
+            f"{result.volume.volume_id}",
+            f"arn:{self.target.partition}:ec2:{self.target.region}::snapshot/{result.snapshot}",
+        ]
+
+    def _copied(self, result: Result, snapshot: Snapshot) -> str:
+        """Share, copy, lock and wait; return the id of the Audit snapshot."""
+        aws = self.settings.aws
+        audit = aws.audit_account
+        begun = steps.begin(self.case, "copy", snapshot.snapshot_id, to=audit)
+        try:
+            if snapshot.kms_key:
+                owner = snapshot.kms_key.split(":")[4] or self.target.account
+                kms = self.accounts.client("kms", owner, self.target.region)
+                check_key(kms, snapshot.kms_key, audit, self.target.partition)
+            self._ec2(self.target.account).share(snapshot.snapshot_id, audit)
+            there = self._ec2(audit)
+            made = there.copy(
+                snapshot, self.target.region, aws.snapshot_key, self._tags,
+                self._mark("copy", snapshot.snapshot_id), begun.since, resumed=begun.resumed,
+            )  # fmt: skip
+            self.say(f"{result.volume.volume_id}: waiting for the copy {made}")
+            facts: dict[str, JsonValue] = {"copy": made, "kms_key": aws.snapshot_key}
+            if self._lock:
+                facts["lock"] = dict(there.lock(made, self._lock))
+            there.completed(made)
+        except AcquisitionError as e:
+            if begun.done is None:
+                steps.failed(self.case, begun, str(e))
+            raise
+        if begun.done is None:
+            steps.done(self.case, begun, **facts)
+        return made
+
+    def _prove(self, result: Result, made: str) -> None:
+        """Read the Audit copy whole and compare it with the item."""
+        result.copy = made
+        if not result.item:
+            return
+        begun = steps.begin(self.case, "prove", made, item=result.item)
+        if begun.done is not None:
+            result.proved = True
+            return
+        self.say(f"{result.volume.volume_id}: comparing the copy {made} with {result.item}")
+        manifest = self.case.manifest(result.item)
+        with (
+            self._reader(self.settings.aws.audit_account) as reader,
+            SnapshotImage(reader, made, text=made) as image,
+        ):
+            wrong = differences(
+                image, self.case.segments(manifest), progress=self.progress(f"prove {made}")
+            )
+        fields: dict[str, object] = {
+            "item": result.item, "refs": [begun.seq], "result": "failed" if wrong else "ok",
+            "data": {"how": "the Audit copy was read whole and compared", "snapshot": made,
+                     "different": len(wrong)},
+        }  # fmt: skip
+        self.case.record(lambda: Draft("item.verified", fields))
+        if wrong:
+            steps.failed(self.case, begun, f"{len(wrong)} segments differ, the first is {wrong[0]}")
+            raise IntegrityError(
+                f"the copy {made} differs from {result.item}: {clean(wrong[0], 200)}",
+                hint="keep both; the source snapshot can be read again",
+            )
+        steps.done(self.case, begun, compared=manifest.size)
+        result.proved = True
+
+    def _reader(self, account: str) -> EbsDirect:
+        session = self.accounts.session(account)
+        client = self.accounts.client("ebs", account, self.target.region)
+        return EbsDirect(Endpoint.of(session, client, account))
+
+
+def missing_settings(settings: Settings) -> Mapping[str, str]:
+    """Return what the Audit copy needs and the settings do not say: name -> meaning."""
+    needed = {
+        "aws.audit_account": settings.aws.audit_account,
+        "aws.snapshot_key": settings.aws.snapshot_key,
+    }
+    means = {name: about for name, _, about in settings.flat()}
+    return {name: means[name] for name, value in needed.items() if not value}

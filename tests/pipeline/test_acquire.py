@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`acquire volume` over three accounts: what is stored, what is made once, what fails how."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+
+import pytest
+
+from pipeline.gameday.aws.accounts import AUDIT, MEMBER, REGION
+from pipeline.gameday.aws.faults import Fault
+from pipeline.gameday.aws.seed import seed
+from tests.evidence_store.kit import pattern
+
+GIB = 1 << 30
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Two volumes of 1 GiB with a few blocks of data each."""
+    made = []
+    for number, offsets in enumerate(((0, 5 << 20, GIB - (1 << 19)), (300 << 20,))):
+        path = tmp_path / f"volume{number}.img"
+        with path.open("wb") as f:
+            f.truncate(GIB)
+            for at in offsets:
+                os.pwrite(f.fileno(), pattern(1 << 19, number + 1), at)
+        made.append(path)
+    return made
+
+
+@pytest.fixture
+def zone(aws_server, images):
+    return seed(aws_server, "pipeline.sealer:handler", images)
+
+
+@pytest.fixture
+def cloud(home, impound, aws_server, zone, monkeypatch):
+    settings = home / "impound.toml"
+    settings.write_text(
+        f'[aws]\naudit_account = "{AUDIT}"\nsnapshot_key = "{zone.estate.copy_key}"\n'
+        f'external_id = "{zone.estate.external_id}"\nsource_lock = "governance"\n'
+    )
+    for name, value in {
+        **zone.responder.environment(), "AWS_ENDPOINT_URL": aws_server.endpoint,
+        "AWS_CONFIG_FILE": str(home / "none"), "AWS_SHARED_CREDENTIALS_FILE": str(home / "none"),
+        "AWS_EC2_METADATA_DISABLED": "true", "IMPOUND_CONFIG": str(settings),
+        "AWS_DEFAULT_REGION": REGION,
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("acquisition.snapshot.PAUSE_S", 0.01)
+    assert impound("case", "open", "T-1", "--contact", "soc@a.org").code == 0
+    return impound
+
+
+@pytest.fixture
+def take(cloud, zone):
+    target = zone.estate.variables()["INSTANCE"]
+    return lambda *more: cloud("--json", "acquire", "volume", target, "--case", "T-1", *more)
+
+
+def own(aws_server, account):
+    """Snapshots in an account that this case made."""
+    found = aws_server.client("ec2", account).describe_snapshots(OwnerIds=["self"])["Snapshots"]
+    return [s for s in found if any(t["Key"] == "impound-nonce" for t in s.get("Tags", []))]
+
+
+def digests(images):
+    return {hashlib.sha256(path.read_bytes()).hexdigest() for path in images}
+
+
+def stored(cloud):
+    items = cloud("--json", "item", "list", "T-1").json["items"]
+    return {i["manifest"]["content"]["sha256"] for i in items}
+
+
+def test_an_instance_with_two_volumes(take, cloud, images, aws_server, zone):
+    done = take()
+    assert done.code == 0, done.err + done.out
+    assert stored(cloud) == digests(images)
+    rows = done.json["volumes"]
+    assert all(r["proved"] and r["copy"] and r["item"] for r in rows)
+    assert cloud("verify", "T-1", "--deep").code == 0
+    for account in (MEMBER, AUDIT):
+        made = own(aws_server, account)
+        assert len(made) == 2
+        for snapshot in made:
+            tags = {t["Key"]: t["Value"] for t in snapshot["Tags"]}
+            assert tags["incident-response"] == "quarantine:T-1"
+            assert tags["notification"] == "soc@a.org"
+    assert {s["KmsKeyId"] for s in own(aws_server, AUDIT)} == {zone.estate.copy_key}
+    locked = aws_server.client("ec2", AUDIT).describe_locked_snapshots()["Snapshots"]
+    assert {s["SnapshotId"] for s in locked} == {r["copy"] for r in rows}
+
+
+def test_again_makes_nothing_and_reads_nothing(take, cloud, aws_server):
+    take()
+    calls = len(aws_server.calls())
+    again = take()
+    assert again.code == 0
+    made = {s.operation for s in aws_server.calls()[calls:]}
+    assert not made & {"CreateSnapshots", "CopySnapshot", "GetSnapshotBlock", "LockSnapshot"}
+    assert len(cloud("--json", "item", "list", "T-1").json["items"]) == 2
+
+
+def test_another_machine_finds_what_was_made(take, aws_server, monkeypatch, tmp_path):
+    take()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "other-state"))
+    assert take().code == 0
+    assert len(own(aws_server, MEMBER)) == len(own(aws_server, AUDIT)) == 2
+
+
+def test_one_volume_alone(cloud, zone, aws_server):
+    target = zone.estate.variables()["VOLUMES"].split()[1]
+    done = cloud("--json", "acquire", "volume", target, "--case", "T-1")
+    assert done.code == 0, done.err
+    assert len(own(aws_server, MEMBER)) == 1
+
+
+def test_without_a_copy(take, aws_server):
+    done = take("--no-copy")
+    assert done.code == 0
+    assert own(aws_server, AUDIT) == []
+    assert not any(r["proved"] for r in done.json["volumes"])
+
+
+@pytest.mark.parametrize("operation", ["CreateSnapshots", "CopySnapshot"])
+def test_a_lost_answer_makes_no_second_snapshot(take, cloud, aws_server, images, operation):
+    aws_server.faults.add(Fault("lost-answer", service="ec2", operation=operation))
+    done = take()
+    assert done.code == 0, done.err
+    assert len(own(aws_server, MEMBER)) == len(own(aws_server, AUDIT)) == 2
+    assert stored(cloud) == digests(images)
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize(
+    ("service", "operation", "code"),
+    [
+        ("ec2", "DescribeInstances", "UnauthorizedOperation"),
+        ("ec2", "CreateSnapshots", "UnauthorizedOperation"),
+        ("ec2", "LockSnapshot", "UnauthorizedOperation"),
+        ("ec2", "ModifySnapshotAttribute", "UnauthorizedOperation"),
+        ("ec2", "CopySnapshot", "UnauthorizedOperation"),
+        ("kms", "GetKeyPolicy", "AccessDeniedException"),
+        ("ebs", "ListSnapshotBlocks", "AccessDeniedException"),
+    ],
+)
+def test_a_denial_is_one_clear_error_and_a_second_run_completes_it(
+    take, cloud, aws_server, images, service, operation, code
+):
+    aws_server.faults.add(
+        Fault("error", service=service, operation=operation, code=code, status=403,
+              message="You are not authorized.", times=None)
+    )  # fmt: skip
+    done = take()
+    assert done.code in (3, 12)
+    assert "not authorized" in done.out + done.err
+    assert "Traceback" not in done.err
+    aws_server.faults.clear()
+    again = take()
+    assert again.code == 0, again.out + again.err
+    assert stored(cloud) == digests(images)
+    assert len(own(aws_server, MEMBER)) == len(own(aws_server, AUDIT)) == 2
+    assert cloud("verify", "T-1").code in (0, 3)
+
+
+@pytest.mark.chaos
+def test_throttling_is_waited_out(take, cloud, aws_server, images):
+    for service, operation, code in (
+        ("ec2", "*", "RequestLimitExceeded"), ("ebs", "GetSnapshotBlock",
+                                               "RequestThrottledException"),
+    ):  # fmt: skip
+        aws_server.faults.add(
+            Fault("error", service=service, operation=operation, code=code, skip=2, times=2)
+        )
+    done = take()
+    if done.code != 0:  # CreateSnapshots is never repeated blindly
+        assert "RequestLimitExceeded" in done.err
+        done = take()
+    assert done.code == 0, done.out + done.err
+    assert stored(cloud) == digests(images)
+
+
+@pytest.mark.chaos
+def test_a_corrupted_block_is_read_again(take, cloud, aws_server, images):
+    aws_server.faults.add(Fault("corrupt", service="ebs", operation="GetSnapshotBlock", times=1))
+    assert take().code == 0
+    assert stored(cloud) == digests(images)
+
+
+def test_a_block_that_stays_corrupted_is_a_gap_of_512_kib(take, cloud, aws_server, images):
+    aws_server.faults.add(
+        Fault("corrupt", service="ebs", operation="GetSnapshotBlock", account=MEMBER, times=None)
+    )
+    done = take()
+    assert done.code == 3
+    items = cloud("--json", "item", "list", "T-1").json["items"]
+    assert {i["manifest"]["unreadable_bytes"] for i in items} == {3 << 19, 1 << 19}
+    assert any("differs" in g for v in done.json["volumes"] for g in v["gaps"])
+
+
+def test_a_key_without_grants_is_named_and_the_bytes_are_still_read(take, cloud, aws_server, zone,
+                                                                    images):  # fmt: skip
+    kms = aws_server.client("kms", MEMBER)
+    kms.put_key_policy(
+        KeyId=zone.estate.member_key, PolicyName="default",
+        Policy='{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Principal":{"AWS":'
+        f'"arn:aws:iam::{MEMBER}:root"}},"Action":"kms:*","Resource":"*"}}]}}',
+    )  # fmt: skip
+    done = take()
+    assert done.code == 3
+    assert "kms:CreateGrant" in done.out
+    assert stored(cloud) == digests(images)
+    assert own(aws_server, AUDIT) == []
+
+
+@pytest.mark.parametrize(
+    ("target", "code", "word"),
+    [
+        ("i-0123456789abcdef0", 2, "ambiguous"),
+        ("nonsense", 2, "not an instance"),
+        ("arn:aws:ec2:eu-central-1::snapshot/snap-0123456789abcdef0", 2, "account"),
+        ("arn:aws:ec2:eu-central-1:222222222222:instance/i-0123456789abcdef0", 12, "not exist"),
+    ],
+)
+def test_wrong_targets(cloud, target, code, word):
+    done = cloud("acquire", "volume", target, "--case", "T-1")
+    assert done.code == code, done.err
+    assert word in done.err
+
+
+def test_settings_that_are_missing_are_said_before_anything_is_made(cloud, zone, home, aws_server):
+    (home / "impound.toml").write_text("")
+    done = cloud("acquire", "volume", zone.estate.variables()["INSTANCE"], "--case", "T-1")
+    assert done.code == 14
+    assert "aws.audit_account and aws.snapshot_key" in done.err
+    assert own(aws_server, MEMBER) == []
