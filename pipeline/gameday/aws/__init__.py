@@ -14,7 +14,7 @@ as a process of its own where kills, sockets or other programs matter.
     faults     errors, lost answers, delays, damaged bodies on demand, for any service
     s3, kms    strictness that moto lacks; functions: Lambda Invoke of Python functions
     conditions how the simulated AWS behaves
-    snapshots, volumes, direct, blocks, paging   EC2 and EBS
+    snapshots, locks, volumes, paging, direct, blocks   EC2 and EBS
     sessions   role sessions that end; events: the account in an event
     server     the process; stand: both modes for the caller; seed: what a game day starts from
 """

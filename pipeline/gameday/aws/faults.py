@@ -31,6 +31,7 @@ ERRORS: dict[str, tuple[int, str]] = {
     "ExpiredToken": (400, "The provided token has expired."),
     "ExpiredTokenException": (400, "The security token included in the request is expired"),
     "InternalError": (500, "We encountered an internal error. Please try again."),
+    "InternalServerException": (500, "An internal error has occurred."),
     "RequestLimitExceeded": (503, "Request limit exceeded."),
     "RequestThrottledException": (400, "The request was throttled."),
     "RequestTimeTooSkewed": (
@@ -41,6 +42,7 @@ ERRORS: dict[str, tuple[int, str]] = {
     "ServiceUnavailable": (503, "Service is unable to handle request."),
     "SlowDown": (503, "Please reduce your request rate."),
     "ThrottlingException": (400, "Rate exceeded"),
+    "UnauthorizedOperation": (403, "You are not authorized to perform this operation."),
 }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ snapshot holds is a reference to the content of its volume at the call.
 Source: EC2 API Reference (CreateSnapshot(s), CopySnapshot, DescribeSnapshots,
 ModifySnapshotAttribute, LockSnapshot, UnlockSnapshot, DescribeLockedSnapshots, DeleteSnapshot,
 "Error codes"); EBS User Guide ("Copy a snapshot", "Share a snapshot", "Share the KMS key",
-"Snapshot lock", "Quotas"). Not in these, so unconfirmed: the error codes of a locked snapshot.
+"Snapshot lock", "Quotas").
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Any
 
 from moto.core.responses import ActionResult, EmptyResult
@@ -32,13 +31,13 @@ from pipeline.gameday.aws.blocks import BLOCK, Content
 from pipeline.gameday.aws.call import current
 from pipeline.gameday.aws.conditions import conditions
 from pipeline.gameday.aws.kms import find_key, unusable
+from pipeline.gameday.aws.locks import Lock, moment, new_lock
 
 PENDING_PER_VOLUME = 5
 COPIES_AT_ONCE = 20
 MANAGED_ALIAS = "alias/aws/ebs"
 KEY_NOT_ACCESSIBLE = "Given key ID is not accessible"
 _COPY_VOLUME = "vol-ffffffff"
-_DAY = 86_400.0
 
 # What the caller needs on the key it reads with, and on the key it writes with. The former is what
 # "Share the KMS key" lists; whether AWS asks for all of it is unconfirmed.
@@ -65,38 +64,6 @@ class Origin:
     id: str = _COPY_VOLUME
 
 
-@dataclass(frozen=True)
-class Lock:
-    """A lock. Days or an expiry; `began` when the duration started (None: not yet)."""
-
-    mode: str
-    created: float
-    began: float | None
-    days: int | None
-    expires: float | None
-    cool_off_hours: int | None
-
-    @property
-    def ends(self) -> float:
-        """When it expires; infinity while the duration has not begun."""
-        if self.expires is not None:
-            return self.expires
-        return math.inf if self.began is None else self.began + (self.days or 0) * _DAY
-
-    @property
-    def cool_off_ends(self) -> float:
-        """Until when it can be taken back."""
-        return self.created + (self.cool_off_hours or 0) * 3600.0
-
-    def state(self, now: float) -> str:
-        """As the API names it."""
-        if now >= self.ends:
-            return "expired"
-        if self.mode == "compliance" and now < self.cool_off_ends:
-            return "compliance-cooloff"
-        return self.mode
-
-
 class SimSnapshot(Snapshot):
     """A snapshot that takes time, may fail, may be locked, and holds blocks."""
 
@@ -119,7 +86,7 @@ class SimSnapshot(Snapshot):
         self.lock: Lock | None = None
         self.completed: float | None = None
         self.began = conditions.now()
-        self.start_time = _time(self.began)
+        self.start_time = moment(self.began)
         settings = conditions.settings
         self._polls: float = settings.snapshot_polls
         self._all_polls, self._seconds = settings.snapshot_polls, settings.snapshot_seconds
@@ -147,12 +114,12 @@ class SimSnapshot(Snapshot):
         """In percent."""
         if self.status == "completed":
             return "100%"
-        parts = [1.0]
+        parts = [0.99]
         if self._all_polls:
-            parts.append(1 - self._polls / (self._all_polls + 1))
+            parts.append(max(0.0, 1 - self._polls / (self._all_polls + 1)))
         if self._seconds:
             parts.append((conditions.now() - self.began) / self._seconds)
-        return f"{max(0, min(99, int(100 * min(parts[1:], default=0.0))))}%"
+        return f"{int(100 * min(parts)) if len(parts) > 1 else 0}%"
 
     def become(self, state: str, message: str = "") -> None:
         """Take another state now. `pending`: until told otherwise. Raises: ValueError."""
@@ -203,16 +170,12 @@ class SimSnapshot(Snapshot):
             "Encrypted": self.encrypted,
             "KmsKeyId": self.kms_key_id,
             "StorageTier": self.storage_tier,
-            "CompletionTime": self.completed and _time(self.completed),
+            "CompletionTime": self.completed and moment(self.completed),
             "FullSnapshotSizeInBytes": (
                 self.content.count() * BLOCK if state == "completed" else None
             ),
             "Tags": self.tag_set if account == self.owner_id else [],
         }
-
-
-def _time(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None)
 
 
 def _missing(snapshot_id: str) -> EC2ClientError:
@@ -503,55 +466,15 @@ def lock_snapshot(self: ElasticBlockStore) -> ActionResult:
     """LockSnapshot: of a pending one too; a lock in force is only made longer."""
     self.error_on_dryrun()
     found = find(self._get_param("SnapshotId"), self.current_account, self.region, own=True)
-    mode, hours = self._get_param("LockMode"), self._get_param("CoolOffPeriod")
-    days, expires = self._get_param("LockDuration"), self._get_param("ExpirationDate")
     now = conditions.now()
-    until = _seconds(expires)
-    if mode not in ("governance", "compliance") or (hours is not None and mode == "governance"):
-        raise _refuse("InvalidParameterCombination", "LockMode and CoolOffPeriod do not fit.")
-    if (days is None) == (expires is None):
-        raise _refuse("InvalidParameterCombination", "LockDuration or ExpirationDate, one of both.")
-    if (days is not None and not 1 <= days <= 36_500) or (
-        (hours is not None and not 1 <= hours <= 72) or (until is not None and until <= now)
-    ):
-        raise _refuse("InvalidParameterValue", "LockDuration, ExpirationDate or CoolOffPeriod.")
-    old = found.lock
-    began = found.completed if found.status == "completed" and not old else None
-    if found.status == "completed":
-        began = now
-    fresh = Lock(mode, now, began, days, until, hours)
-    if old and old.state(now) == "compliance":
-        if mode != "compliance" or hours is not None or fresh.ends < old.ends:
-            raise _refuse(
-                "OperationNotPermitted", f"The compliance lock of {found.id} can only be extended."
-            )
-        fresh = replace(fresh, created=old.created, cool_off_hours=old.cool_off_hours)
-    found.lock = fresh
-    return ActionResult(_lock_document(found, fresh))
-
-
-def _seconds(value: Any) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, str):
-        value = datetime.fromisoformat(value.replace("Z", "+00:00"))
-    moment: datetime = value if value.tzinfo else value.replace(tzinfo=UTC)
-    return moment.timestamp()
+    began = now if found.status == "completed" else None
+    found.lock = new_lock(self._get_params(), found.lock, began, now)
+    return ActionResult(_lock_document(found, found.lock))
 
 
 def _lock_document(snapshot: SimSnapshot, lock: Lock) -> dict[str, Any]:
-    ends = lock.ends
-    return {
-        "OwnerId": snapshot.owner_id,
-        "SnapshotId": snapshot.id,
-        "LockState": lock.state(conditions.now()),
-        "LockDuration": lock.days,
-        "CoolOffPeriod": lock.cool_off_hours,
-        "CoolOffPeriodExpiresOn": _time(lock.cool_off_ends) if lock.cool_off_hours else None,
-        "LockCreatedOn": _time(lock.created),
-        "LockDurationStartTime": None if lock.began is None else _time(lock.began),
-        "LockExpiresOn": None if ends == math.inf else _time(ends),
-    }
+    document = lock.document(conditions.now())
+    return document | {"OwnerId": snapshot.owner_id, "SnapshotId": snapshot.id}
 
 
 def unlock_snapshot(self: ElasticBlockStore) -> ActionResult:

@@ -60,6 +60,18 @@ def test_any_service(aws, refused, service, operation, call):
         call(client)
 
 
+def test_denied(aws, refused):
+    """EC2 API reference, Error codes, UnauthorizedOperation; EBS direct has 403 for a denial."""
+    aws.faults.add(
+        Fault("error", service="ec2", code="UnauthorizedOperation"),
+        Fault("error", service="ebs", code="AccessDeniedException", status=403),
+    )
+    with refused("UnauthorizedOperation", 403):
+        aws.client("ec2").describe_snapshots()
+    with refused("AccessDeniedException", 403):
+        aws.client("ebs").list_snapshot_blocks(SnapshotId="snap-1")
+
+
 def test_retries_of_the_client(aws, bucket):
     """AWS SDKs guide, Retry behavior: the client tries again after 503."""
     aws.faults.add(Fault("error", operation="PutObject", code="SlowDown"))

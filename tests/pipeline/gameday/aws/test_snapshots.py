@@ -64,9 +64,11 @@ def test_pending_then_completed_by_time(aws, member, snapshot):
 
 def test_state_by_hand(aws, member, snapshot):
     """EC2 API reference, Snapshot: StateMessage tells why a snapshot is in error."""
+    aws.behave(snapshot_polls=1)
     made = snapshot()
     aws.set_snapshot(made, "pending")
-    assert one(member, made)["State"] == "pending"
+    for _ in range(3):
+        assert (one(member, made)["State"], one(member, made)["Progress"]) == ("pending", "0%")
     aws.set_snapshot(made, "error", "Something failed")
     assert (one(member, made)["State"], one(member, made)["StateMessage"]) == (
         "error",
