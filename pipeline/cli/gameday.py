@@ -39,7 +39,8 @@ def gameday(
     be rehearsed here passed.
 
     With --serve: AWS stood in for by a process on 127.0.0.1, three accounts with keys, an evidence
-    bucket and a sealer. Ends with SIGINT or SIGTERM, exit 0.
+    bucket, a sealer, and an instance with two encrypted volumes. Ends with SIGINT or SIGTERM, exit
+    0.
     """
     if serve and output:
         raise UsageError("--output does not go with --serve, which keeps nothing")

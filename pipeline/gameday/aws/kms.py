@@ -105,8 +105,8 @@ def unusable(
     """
     conditions.tick("key")
     key = find_key(reference, account, region)
-    if key is None:
-        return f"{reference} does not exist"
+    if key is None or key.region != region:
+        return f"{reference} does not exist in {region}"
     if key.key_state != "Enabled" or not key.enabled:
         return f"{key.arn} is {key.key_state}"
     if key.key_usage != "ENCRYPT_DECRYPT" or key.key_spec != "SYMMETRIC_DEFAULT":

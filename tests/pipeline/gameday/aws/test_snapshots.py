@@ -545,3 +545,15 @@ def test_policies_are_seen_later(aws, member, audit, snapshot, cmk, allow):
         with pytest.raises(ClientError, match="AccessDenied"):
             aws.client("kms", AUDIT).describe_key(KeyId=key)
     assert aws.client("kms", AUDIT).describe_key(KeyId=key)
+
+
+def test_copy_to_another_region(aws, member, snapshot, cmk):
+    """EC2 API reference, CopySnapshot, SourceRegion: a key of the Region that it goes to."""
+    made = snapshot({0: b"x"})
+    there = aws.session(MEMBER).client("ec2", region_name="eu-west-1", endpoint_url=aws.endpoint)
+    copy = copied(there, made, Encrypted=True)
+    seen = one(there, copy)
+    assert (seen["State"], seen["KmsKeyId"].split(":")[3]) == ("completed", "eu-west-1")
+    wrong = copied(there, made, Encrypted=True, KmsKeyId=cmk())
+    assert one(there, wrong)["State"] == "error"
+    assert len(member.describe_snapshots(OwnerIds=["self"])["Snapshots"]) == 1
