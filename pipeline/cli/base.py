@@ -280,8 +280,8 @@ def run(argv: Sequence[str]) -> int:
 def _fail(e: BaseException, options: Globals) -> int:
     if isinstance(e, click.exceptions.Exit):
         return e.exit_code
-    if isinstance(e, BrokenPipeError):
-        # Whoever read our output has gone; nothing more can be said to them.
+    if isinstance(e, BrokenPipeError) or (isinstance(e, SystemExit) and e.code == 1):
+        # Whoever read our output has gone; nothing more can be said to them. Click says so by exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     code, message, hint = explain(e)
