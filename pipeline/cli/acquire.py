@@ -51,10 +51,12 @@ def parsed(options: Globals, target: str, account: str, region: str) -> Target:
 @acquire.command()
 @target_options
 @click.option("--no-copy", is_flag=True, help="Leave the Audit copy and its proof out.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and do nothing.")
 @pass_globals
 def volume(
-    options: Globals, target: str, case_id: str, account: str, region: str, no_copy: bool
-) -> int:
+    options: Globals, target: str, case_id: str, account: str, region: str, no_copy: bool,
+    dry_run: bool,
+) -> int:  # fmt: skip
     """Take the volumes of an instance, or one volume, into custody.
 
     TARGET is frozen by one snapshot call, read block by block, and copied under the Audit account's
@@ -65,6 +67,10 @@ def volume(
     where = parsed(options, target, account, region)
     if where.kind == "snapshot":
         raise UsageError("a snapshot is no volume", hint="name an instance or a volume")
+    if dry_run:
+        from pipeline.cli.plan import show
+
+        return show(options, checked(case_id), where, copy=not no_copy)
     session = options.session
     if not no_copy and (missing := missing_settings(session.settings)):
         raise ConfigError(

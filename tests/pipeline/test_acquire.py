@@ -237,3 +237,20 @@ def test_settings_that_are_missing_are_said_before_anything_is_made(cloud, zone,
     assert done.code == 14
     assert "aws.audit_account and aws.snapshot_key" in done.err
     assert own(aws_server, MEMBER) == []
+
+
+def test_a_plan_only_looks_and_a_dry_run_prints_the_same(cloud, zone, aws_server):
+    target = zone.estate.variables()["INSTANCE"]
+    calls = len(aws_server.calls())
+    planned = cloud("--json", "plan", "volume", target, "--case", "T-1")
+    dry = cloud("--json", "acquire", "volume", target, "--case", "T-1", "--dry-run")
+    assert (planned.code, planned.json) == (0, dry.json)
+    made = {s.operation for s in aws_server.calls()[calls:]}
+    assert not any(o.startswith(("Create", "Copy", "Lock", "Modify")) for o in made)
+    steps = {s["step"]: s for s in planned.json["steps"]}
+    assert list(steps) == ["observe", "freeze", "lock", "read", "copy", "prove"]
+    assert steps["read"]["calls"]["GetSnapshotBlock"] == 2 * GIB // (512 << 10)
+    assert steps["read"]["bytes"] == 2 * GIB
+    assert planned.json["usd"] > 0
+    assert "USD" in cloud("plan", "volume", target, "--case", "T-1", "--no-copy").out
+    assert cloud("case", "show", "T-1").code == 0
