@@ -24,6 +24,7 @@ from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -55,7 +56,7 @@ PAGE_BLOCKS = 10_000  # the most that a page may have: 5 GiB of a full disk
 _LEAST_PAGE = 100
 _PAGES_KEPT = 4
 _EMPTY_PAGES = 100_000
-_RENEWALS = 4
+_RENEWALS = 3
 _MAX_GIB = 65_536
 
 
@@ -130,16 +131,20 @@ class Listing:
             index = page.end
         return n
 
-    def renew(self, index: int, token: str) -> str:
-        """Return another token for a block whose `token` was refused.
+    def alone(self) -> AbstractContextManager[bool]:
+        """Keep other threads from listing meanwhile."""
+        return self._lock
+
+    def renew(self, index: int, token: str | None = None) -> str:
+        """Return another token for a block whose `token` was refused; None: list it anew.
 
         Raises: ServiceError; AcquisitionError if the block is not listed any more.
         """
         with self._lock:
             page = self._page(index)
-            if (found := _token(page, index)) and found != token:
+            if token and (found := _token(page, index)) and found != token:
                 return found  # listed anew meanwhile
-            self._pages.remove(page)
+            self._pages = [p for p in self._pages if not p.first <= index < p.end]
             if found := _token(self._page(index), index):
                 return found
         raise AcquisitionError(
@@ -275,7 +280,9 @@ class _Blocks:
                 return
             except TokenRefusedError:
                 token = self.listing.renew(index, token)
-        self.service.read_block(self.snapshot, index, token, view, self.received, stop)
+        with self.listing.alone():  # where a list refuses the tokens of the one before
+            token = self.listing.renew(index)
+            self.service.read_block(self.snapshot, index, token, view, self.received, stop)
 
     def fill(
         self, view: memoryview, offset: int, listed: list[tuple[int, str | None]],

@@ -228,7 +228,7 @@ class Ec2:
 
     def freeze(
         self, observed: Observed, tags: Mapping[str, str], mark: str, since: datetime, *,
-        resumed: bool = False,
+        resumed: bool = False, make: bool = True,
     ) -> dict[str, Snapshot]:  # fmt: skip
         """Return volume id -> snapshot of one moment, made unless it was made before.
 
@@ -241,6 +241,7 @@ class Ec2:
             mark: nonce of this step.
             since: when the intent was recorded.
             resumed: an earlier run may have made them, and they may be invisible yet.
+            make: whether to make them if there are none.
 
         Raises: AcquisitionError.
         """
@@ -248,6 +249,8 @@ class Ec2:
         if not wanted:
             raise AcquisitionError("there is no volume to freeze")
         found = self._await_earlier(mark, since, wanted, _VISIBLE_S if resumed else 0)
+        if found is None and not make:
+            raise _lost(f"snapshots of {', '.join(sorted(wanted))}")
         if found is None:
             specification = _tagged(tags, mark)
             try:
@@ -362,7 +365,7 @@ class Ec2:
 
     def copy(
         self, source: Snapshot, source_region: str, kms_key: str, tags: Mapping[str, str],
-        mark: str, since: datetime, *, resumed: bool = False,
+        mark: str, since: datetime, *, resumed: bool = False, make: bool = True,
     ) -> str:  # fmt: skip
         """Return the id of a copy of `source` in this account under `kms_key`.
 
@@ -373,6 +376,8 @@ class Ec2:
         found = self._copy_made(mark, since, _VISIBLE_S if resumed else 0)
         if found:
             return found
+        if not make:
+            raise _lost(f"copy of {source.snapshot_id}")
         try:
             made: str = self.once.copy_snapshot(
                 SourceSnapshotId=source.snapshot_id, SourceRegion=source_region, Encrypted=True,
@@ -448,6 +453,13 @@ def _utc(moment: datetime) -> str:
 def _tagged(tags: Mapping[str, str], mark: str) -> list[dict[str, Any]]:
     pairs = [{"Key": k, "Value": v[:256]} for k, v in {**tags, NONCE_TAG: mark}.items() if v]
     return [{"ResourceType": "snapshot", "Tags": pairs}]
+
+
+def _lost(what: str) -> AcquisitionError:
+    return AcquisitionError(
+        f"the {what} that the ledger records is not there any more",
+        hint="find out who deleted it (CloudTrail: DeleteSnapshot); nothing was made in its place",
+    )
 
 
 def _denied(snapshot_id: str, why: str) -> KeyDeniedError:

@@ -169,10 +169,11 @@ class Acquisition:
         try:
             made = self._ec2(self.target.account).freeze(
                 observed, self._tags, self._mark("freeze", self.target.arn), begun.since,
-                resumed=begun.resumed,
+                resumed=begun.resumed, make=begun.done is None,
             )  # fmt: skip
         except AcquisitionError as e:
-            steps.failed(self.case, begun, str(e))
+            if begun.done is None:
+                steps.failed(self.case, begun, str(e))
             raise
         if begun.done is None:
             facts: list[JsonValue] = [
@@ -239,6 +240,7 @@ class Acquisition:
             made = there.copy(
                 snapshot, self.target.region, aws.snapshot_key, self._tags,
                 self._mark("copy", snapshot.snapshot_id), begun.since, resumed=begun.resumed,
+                make=begun.done is None,
             )  # fmt: skip
             self.say(f"{result.volume.volume_id}: waiting for the copy {made}")
             facts: dict[str, JsonValue] = {"copy": made, "kms_key": aws.snapshot_key}

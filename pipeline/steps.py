@@ -23,9 +23,9 @@ class Begun:
     """A step that is under way.
 
     Attributes:
-        seq: entry of its first intent that has no outcome.
-        since: when that was recorded.
-        resumed: an earlier run recorded it.
+        seq: entry of the intent that an outcome refers to.
+        since: when the step was first meant to be done: what it makes is not older.
+        resumed: an earlier run recorded an intent, and may have made something.
         done: what the ledger says it came to, if it is done already.
     """
 
@@ -37,16 +37,13 @@ class Begun:
     done: Mapping[str, JsonValue] | None = None
 
 
-def last_outcome(case: Case, name: str, target: str) -> tuple[CustodyEvent | None, bool]:
-    """Return (newest event of a step, whether it is open). Pure, over the verified ledger."""
-    newest = None
-    for event in case.ledger.events:
-        data = event.data or {}
-        if event.action.startswith("step.") and (data.get("step"), data.get("target")) == (
-            name, target,
-        ):  # fmt: skip
-            newest = event
-    return newest, newest is not None and newest.action == "step.started"
+def events_of(case: Case, name: str, target: str) -> list[CustodyEvent]:
+    """Return what the verified ledger says of a step, in order."""
+    return [
+        event for event in case.ledger.events
+        if event.action.startswith("step.")
+        and ((event.data or {}).get("step"), (event.data or {}).get("target")) == (name, target)
+    ]  # fmt: skip
 
 
 def begin(case: Case, name: str, target: str, **facts: JsonValue) -> Begun:
@@ -54,23 +51,22 @@ def begin(case: Case, name: str, target: str, **facts: JsonValue) -> Begun:
 
     Raises: StoreError.
     """
-    found: list[Begun] = []
+    before: list[CustodyEvent] = []
 
     def build() -> Draft | None:
-        found.clear()
-        event, is_open = last_outcome(case, name, target)
-        if event is not None and event.action == "step.done":
-            found.append(Begun(name, target, event.seq, event.at, resumed=True, done=event.data))
-            return None
-        if event is not None and is_open:
-            found.append(Begun(name, target, event.seq, event.at, resumed=True))
+        before[:] = events_of(case, name, target)
+        if before and before[-1].action in ("step.started", "step.done"):
             return None
         return Draft("step.started", {"data": {"step": name, "target": target, **facts}})
 
     logged = case.record(build)
-    if logged is None:
-        return found[0]
-    return Begun(name, target, logged.event.seq, logged.event.at, resumed=False)
+    intents = [event for event in before if event.action == "step.started"]
+    last = logged.event if logged else intents[-1]
+    outcome = before[-1] if before and before[-1].action == "step.done" else None
+    return Begun(
+        name, target, last.seq, (intents or [last])[0].at, resumed=bool(intents),
+        done=outcome.data if outcome else None,
+    )  # fmt: skip
 
 
 def done(case: Case, step: Begun, **facts: JsonValue) -> None:
@@ -87,9 +83,9 @@ def skipped(case: Case, name: str, target: str, why: str) -> None:
     """Record that a step cannot be done, unless that is its last word already."""
 
     def build() -> Draft | None:
-        event, _ = last_outcome(case, name, target)
         note = clean(why, 500)
-        if event is not None and event.action == "step.skipped" and event.note == note:
+        last = events_of(case, name, target)[-1:]
+        if last and last[0].action == "step.skipped" and last[0].note == note:
             return None
         return Draft("step.skipped", {"data": {"step": name, "target": target}, "note": note})
 

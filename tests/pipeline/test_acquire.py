@@ -40,7 +40,8 @@ def cloud(home, impound, aws_server, zone, monkeypatch):
     settings = home / "impound.toml"
     settings.write_text(
         f'[aws]\naudit_account = "{AUDIT}"\nsnapshot_key = "{zone.estate.copy_key}"\n'
-        f'external_id = "{zone.estate.external_id}"\nsource_lock = "governance"\n'
+        f'external_id = "{zone.estate.external_id}"\n'
+        'source_lock = "governance"\nsource_lock_days = 1\n'
     )
     for name, value in {
         **zone.responder.environment(), "AWS_ENDPOINT_URL": aws_server.endpoint,
@@ -109,6 +110,18 @@ def test_another_machine_finds_what_was_made(take, aws_server, monkeypatch, tmp_
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "other-state"))
     assert take().code == 0
     assert len(own(aws_server, MEMBER)) == len(own(aws_server, AUDIT)) == 2
+
+
+def test_a_snapshot_that_was_deleted_since_is_not_made_anew(take, cloud, aws_server, zone):
+    take("--no-copy")
+    ec2 = aws_server.client("ec2", MEMBER)
+    aws_server.advance(2 * 86400)  # the lock has ended
+    for snapshot in own(aws_server, MEMBER):
+        ec2.delete_snapshot(SnapshotId=snapshot["SnapshotId"])
+    done = take("--no-copy")
+    assert done.code == 12
+    assert "not there any more" in done.err
+    assert own(aws_server, MEMBER) == []
 
 
 def test_one_volume_alone(cloud, zone, aws_server):
