@@ -29,7 +29,7 @@ from evidence_store.ledger import Draft
 from evidence_store.model import clean
 from evidence_store.store import Case, case_tags
 from evidence_store.transfer import Progress
-from evidence_store.transfer.compare import differences
+from evidence_store.transfer.recheck import differences
 from pipeline import steps
 from pipeline.accounts import Accounts
 from pipeline.config import Settings

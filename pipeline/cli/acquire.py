@@ -40,8 +40,9 @@ def parsed(options: Globals, target: str, account: str, region: str) -> Target:
 
     Raises: UsageError.
     """
+    default = "" if target.startswith("arn:") else options.session.region
     try:
-        return parse_target(target, account=account, region=region or options.session.region)
+        return parse_target(target, account=account, region=region or default)
     except ValueError as e:
         raise UsageError(
             str(e), hint="TARGET is an ARN, or an id with --account and --region"

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import random
 import re
@@ -135,6 +136,7 @@ def test_what_is_not_there_or_cannot_be_opened_says_so(tmp_path, monkeypatch):
     def refuse(*_args, **_kwargs):
         raise PermissionError(errno.EACCES, "Permission denied")
 
+    gc.collect()  # what other tests left open is closed before nothing can be opened
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(AcquisitionError, match=r"cannot open .*Permission denied") as caught:
         open_source(str(path), "disk")

@@ -134,7 +134,8 @@ def test_the_estate_is_ready(serve, env_file, need_tool):
     images = [Path(i) for i in variables["IMAGES"].split()]
     assert len(images) == len(variables["VOLUMES"].split()) == 2
     ebs = client("ebs", variables)
-    snapshot = variables["SNAPSHOT"]
+    snapshot = variables["SNAPSHOT"].rpartition("/")[2]
+    ids = [arn.rpartition("/")[2] for arn in variables["VOLUMES"].split()]
     with pytest.raises(Exception, match="does not exist"):
         ebs.list_snapshot_blocks(SnapshotId=snapshot)  # not shared yet
     session = client("sts", variables).assume_role(
@@ -146,7 +147,7 @@ def test_the_estate_is_ready(serve, env_file, need_tool):
         "AWS_SECRET_ACCESS_KEY": session["SecretAccessKey"],
         "AWS_SESSION_TOKEN": session["SessionToken"],
     }
-    volumes = client("ec2", member).describe_volumes(VolumeIds=variables["VOLUMES"].split())
+    volumes = client("ec2", member).describe_volumes(VolumeIds=ids)
     sizes = [v["Size"] << 30 for v in volumes["Volumes"]]
     assert sizes == [i.stat().st_size for i in images]
     ebs = client("ebs", member)

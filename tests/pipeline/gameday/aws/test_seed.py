@@ -8,6 +8,7 @@ import json
 import pytest
 from botocore.exceptions import ClientError
 
+from acquisition.target import parse_target
 from pipeline.gameday.aws.accounts import AUDIT, EXECUTION_ROLE, MEMBER, REGION, RESPONDER_ROLE
 from pipeline.gameday.aws.seed import EXTERNAL_ID, estate, lend, seed
 
@@ -32,7 +33,9 @@ def test_estate(aws, images, blocks, padded):
     ]
     assert {v["Attachments"][0]["InstanceId"] for v in held} == {made.instance}
     assert blocks(made.snapshot) == {0: padded(b"image 0")}
-    assert made.variables()["VOLUMES"].split() == list(made.volumes)
+    arns = made.variables()["VOLUMES"].split()
+    assert [arn.rpartition("/")[2] for arn in arns] == list(made.volumes)
+    assert all(parse_target(arn).account == MEMBER for arn in arns)
     assert made.variables()["IMAGES"].split() == [str(i) for i in images]
 
 
