@@ -187,7 +187,10 @@ class Ingest:
         if not vouched or key is None or store.resume is None:
             yield None
             return
-        place = store.resume / store.identity.store_id / self.case.case_id / f"{item_id}.jsonl"
+        store_id = store.identity.store_id
+        if "/" in store_id or store_id.startswith("."):
+            raise IntegrityError(f"store id is not a name: {store_id!r}")
+        place = store.resume / store_id / self.case.case_id / f"{item_id}.jsonl"
         notes = ResumeRecord(place, {"key": key, "segment_size": self.segment_size or 0})
         done = False
         try:

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from evidence_store.digest import LinearDigest, segment_name
-from evidence_store.errors import SourceChangedError
+from evidence_store.errors import IntegrityError, SourceChangedError
 from evidence_store.item import Gap
+from evidence_store.model import canonical
 from evidence_store.transfer.resume import Noted, ResumeRecord
 from tests.evidence_store.kit import SEGMENT, FakeImage, make_world, pattern
 
@@ -100,6 +103,16 @@ def test_a_segment_whose_note_was_written_and_whose_store_was_not_is_read(world)
     second = Steady(DATA)
     take(world, second)
     assert second.filled == [2, 3, 4, 5]
+
+
+def test_a_store_cannot_choose_where_notes_are_written(world, tmp_path):
+    path = world.root / "store.json"
+    said = json.loads(path.read_bytes())
+    path.chmod(0o600)
+    path.write_bytes(canonical(said | {"store_id": "../elsewhere"}) + b"\n")
+    with pytest.raises(IntegrityError, match="store id"):
+        take(world, Steady(DATA))
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_notes_come_back_as_they_were_made(tmp_path):
