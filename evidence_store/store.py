@@ -262,9 +262,16 @@ class Store:
         Raises: CaseNotFoundError, LedgerError, IntegrityError, StoreError.
         """
         check_case_id(case_id)
-        _ = self.identity
+        identity = self.identity
         case = Case(self, case_id)
         case.refresh()
+        opened = case.ledger.entries[0].event.store if case.ledger.entries else None
+        if opened is not None and opened.model_dump() != identity.__dict__:
+            raise IntegrityError(
+                f"store.json of {self.backend.uri} is not that of the store in which {case_id} was "
+                "opened",
+                hint="keep this copy as it is; compare it with another copy or a receipt",
+            )
         if not case.ledger.entries:
             raise CaseNotFoundError(
                 f"no case {case_id} in {self.backend.uri}",

@@ -50,7 +50,7 @@ _STORE = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9_-][A-Za-
 
 
 class Anchor(LastSeen):
-    """What was sealed, in a bucket that its writers cannot change: `<store>/<case>/<size>.json`.
+    """What was sealed, in a bucket that its writers cannot change: `<origin>/<case>/<size>.json`.
 
     Create-once for each size, so of two sealers at the same time one signs, and the other only if
     it would say the same.
@@ -125,7 +125,7 @@ class _AnchoredSigner:
 
     signer: Signer
     anchor: Anchor
-    store_id: str
+    origin: str
     case_id: str
     first_key: str
 
@@ -135,7 +135,7 @@ class _AnchoredSigner:
 
     def sign(self, text: bytes) -> bytes:
         checkpoint = parse_checkpoint(text)
-        self.anchor.put(self.store_id, self.case_id, checkpoint, self.first_key)
+        self.anchor.put(self.origin, self.case_id, checkpoint, self.first_key)
         return self.signer.sign(text)
 
 
@@ -147,17 +147,17 @@ def seal(backend: Backend, signer: Signer, anchor: Anchor, case_id: str) -> dict
     Raises: IntegrityError if the ledger does not begin with what was sealed, or has another first
     key; StoreError; CaseNotFoundError.
     """
-    store = Store(backend, None, anchor)
-    case = store.case(case_id)
-    store_id, first = store.identity.store_id, case.ledger.ring.first
-    if known := anchor.get(store_id, case_id):
+    case = Store(backend, None, None).case(case_id)
+    # What is signed is the origin, so that is what there may be one history of: not the store id,
+    # which whoever writes the bucket can change.
+    origin, first = case.ledger.origin or "", case.ledger.ring.first
+    if known := anchor.get(origin, case_id):
         compare_with_checkpoint(case.ledger, known[0], "the anchored checkpoint")
         if known[1] != first:
             raise IntegrityError(f"the first key of {case_id} is not the one it was sealed with")
-    anchored = _AnchoredSigner(signer, anchor, store_id, case_id, first)
-    note = Sealer(anchored, anchor).sign(case)
+    note = Sealer(_AnchoredSigner(signer, anchor, origin, case_id, first)).sign(case)
     checkpoint = parse_checkpoint(parse_note(note).text)
-    anchor.put(store_id, case_id, checkpoint, first)
+    anchor.put(origin, case_id, checkpoint, first)
     return {
         "origin": checkpoint.origin, "size": checkpoint.size, "root": checkpoint.root_text,
         "note": note.decode(),

@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 from evidence_store.aws import Failure, KmsSigner, failures
 from evidence_store.backend import LocalBackend
 from evidence_store.checkpoint import Checkpoint, LastSeen, publish
-from evidence_store.errors import SigningKeyError, StoreError
+from evidence_store.errors import IntegrityError, SigningKeyError, StoreError
 from evidence_store.ledger import Scribe
 from evidence_store.model import Actor, Clock, Tool, clean
 from evidence_store.s3 import Protection, S3Backend
@@ -244,12 +244,14 @@ class Session:
         """Region of the session at hand, or "". Raises: StoreError."""
         return str(self._aws.region_name or "")
 
-    def client(self, service: str, region: str | None = None, **options: Any) -> Any:
+    def client(
+        self, service: str, region: str | None = None, *, attempts: int = 6, **options: Any
+    ) -> Any:
         """Return a client. Raises: StoreError."""
         from botocore.config import Config
 
         config = Config(
-            retries={"mode": "standard", "total_max_attempts": 6},
+            retries={"mode": "standard", "total_max_attempts": attempts},
             max_pool_connections=64,
             tcp_keepalive=True,
             user_agent_extra=f"impound/{__version__}",
@@ -336,7 +338,7 @@ class Session:
         Raises: StoreError, IntegrityError if what it answers is not true of the ledger.
         """
         name = self.settings.signing.sealer
-        client = self.client("lambda", _region_of(name), read_timeout=60)
+        client = self.client("lambda", _region_of(name), read_timeout=60, attempts=1)
         order = {"store": case.store.backend.uri, "case": case.case_id}
         try:
             answer = client.invoke(FunctionName=name, Payload=json.dumps(order).encode())
@@ -347,11 +349,27 @@ class Session:
             raise StoreError(f"the sealer {name} gave no JSON") from e
         if answer.get("FunctionError") or not isinstance(body, dict) or "note" not in body:
             said = body.get("errorMessage", "") if isinstance(body, dict) else ""
+            if isinstance(body, dict) and body.get("errorType") in (
+                "IntegrityError",
+                "LedgerError",
+            ):
+                raise IntegrityError(
+                    f"the sealer {name} found that case {case.case_id} is not what it sealed: "
+                    f"{clean(str(said), 300)}",
+                    hint=f"change nothing; impound verify {case.case_id} names what differs",
+                )
             raise StoreError(
                 f"the sealer {name} refused: {clean(str(said), 300) or 'no reason given'}",
                 hint=f"ask who runs it; impound verify {case.case_id} shows what is unsealed",
             )
-        return publish(case, str(body["note"]).encode(), case.store.last_seen)
+        size = len(case.ledger.entries)
+        checkpoint = publish(case, str(body["note"]).encode(), case.store.last_seen)
+        if checkpoint.size < size:
+            raise StoreError(
+                f"the sealer {name} sealed {checkpoint.size} of {size} entries",
+                hint=f"it may not see the newest yet; run impound seal {case.case_id} again",
+            )
+        return checkpoint
 
 
 def _region_of(arn: str) -> str | None:

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import uuid
 
 import pytest
 
 from evidence_store.backend import LocalBackend
 from evidence_store.checkpoint import Checkpoint, verify_checkpoint
 from evidence_store.errors import IntegrityError, StoreError
+from evidence_store.model import canonical
 from pipeline.errors import UsageError
 from pipeline.gameday.aws.accounts import LOG_ARCHIVE
 from pipeline.gameday.aws.faults import Fault
@@ -92,6 +95,26 @@ def test_a_ledger_that_was_rewritten(world, anchor, tmp_path):
         sealed(world, anchor, tmp_path / "other")
 
 
+def test_a_fork_under_another_store_id_is_not_sealed(world, anchor, tmp_path):
+    """Whoever writes the bucket writes store.json too; one origin has one history."""
+    shutil.copytree(world.root, tmp_path / "fork")
+    world.note("as it was")
+    sealed(world, anchor)
+    identity = tmp_path / "fork" / "store.json"
+    body = json.loads(identity.read_bytes())
+    kit.rewrite(identity, canonical(body | {"store_id": str(uuid.uuid4())}) + b"\n")
+    with pytest.raises(IntegrityError, match=r"store\.json"):
+        sealed(world, anchor, tmp_path / "fork")
+
+
+def test_another_case_of_the_same_origin_is_not_sealed(world, anchor, tmp_path):
+    """A new ledger with a store id of its own, signed by the right keys, under the same name."""
+    sealed(world, anchor)
+    other = kit.make_world(tmp_path / "other")
+    with pytest.raises(IntegrityError, match="not those that were sealed"):
+        sealed(other, anchor, other.root)
+
+
 def test_two_sealers_at_once(world, s3, anchor, tmp_path):
     """Both looked before either wrote: the second must not sign another root of that size."""
 
@@ -129,8 +152,8 @@ def test_anchored_but_the_answer_was_lost(world, aws_in_process, anchor):
 
 def test_another_first_key(world, anchor):
     """An anchor that names another first key: this is not the case that was sealed."""
-    identity, origin = world.store.identity.store_id, world.case.ledger.origin
-    anchor.put(identity, kit.CASE, Checkpoint(1, world.case.ledger.roots[1], origin), "0" * 64)
+    origin = world.case.ledger.origin
+    anchor.put(origin, kit.CASE, Checkpoint(1, world.case.ledger.roots[1], origin), "0" * 64)
     with pytest.raises(IntegrityError, match="first key"):
         sealed(world, anchor)
 
