@@ -278,7 +278,9 @@ class Ec2:
     ) -> dict[str, Snapshot] | None:
         waited = 0.0
         while True:
-            made = {s.volume_id: s for s in self.made_before(mark, since)}
+            # The earliest of each volume: a tag can be put onto a later snapshot by others.
+            newest_first = sorted(self.made_before(mark, since), key=lambda s: s.started)[::-1]
+            made = {s.volume_id: s for s in newest_first if s.state != "error"}
             if wanted <= made.keys():
                 return {v: made[v] for v in wanted}
             if waited >= seconds:

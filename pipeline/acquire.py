@@ -12,9 +12,10 @@ the Audit copy holds the same bytes is proved by reading it whole and comparing.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 
 from pydantic import JsonValue
 
@@ -23,7 +24,7 @@ from acquisition.ebs import EbsDirect, Endpoint
 from acquisition.errors import AcquisitionError
 from acquisition.snapshot import Ec2, Lock, Observed, Snapshot, Volume, check_key, nonce
 from acquisition.target import Target
-from evidence_store.errors import Error, IntegrityError
+from evidence_store.errors import Error, IntegrityError, SourceChangedError
 from evidence_store.ingest import Ingested
 from evidence_store.ledger import Draft
 from evidence_store.model import clean
@@ -31,7 +32,7 @@ from evidence_store.store import Case, case_tags
 from evidence_store.transfer import Progress
 from evidence_store.transfer.recheck import differences
 from pipeline import steps
-from pipeline.accounts import Accounts
+from pipeline.accounts import AccountError, Accounts
 from pipeline.config import Settings
 
 Say = Callable[[str], None]
@@ -59,11 +60,12 @@ class Result:
 
 @dataclass
 class Outcome:
-    """What `acquire` did. `gaps`: of the target as a whole."""
+    """What `acquire` did. `gaps`: of the target as a whole; `broken`: evidence differs."""
 
     target: Target
     volumes: list[Result]
     gaps: list[str]
+    broken: bool = False
 
     @property
     def complete(self) -> bool:
@@ -89,39 +91,81 @@ class Acquisition:
 
     def run(self) -> Outcome:
         """Do it, or go on with it. Raises: AcquisitionError, StoreError, ConfigError."""
-        observed = self._observe()
-        results = [Result(volume) for volume in observed.volumes]
-        outcome = Outcome(self.target, results, list(observed.gaps))
-        for gap in observed.gaps:
+        recorded = self._recorded()
+        try:
+            observed = self._observe()
+        except AcquisitionError as e:
+            if not recorded:
+                raise
+            observed = Observed((), (f"{e}; only what was frozen before is taken",))
+        outcome = Outcome(self.target, [], list(observed.gaps))
+        if recorded or observed.volumes:
+            frozen = recorded or {v: s.snapshot_id for v, s in self._freeze(observed).items()}
+            self._fill(outcome, observed, frozen)
+        for gap in outcome.gaps:
             steps.skipped(self.case, "snapshot", self.target.arn, gap)
-        if not results:
-            return outcome
-        frozen = self._freeze(observed)
+        found = [r for r in outcome.volumes if not r.gaps]
+        for result in found:
+            self._try(outcome, result, partial(self._hold, result))
         with ExitStack() as stack:
             pool = stack.enter_context(ThreadPoolExecutor(8, thread_name_prefix="copy"))
             reader = stack.enter_context(self._reader(self.target.account))
             copies = {}
-            for result in results:
-                snapshot = frozen[result.volume.volume_id]
-                result.snapshot = snapshot.snapshot_id
-                if self._try(result, lambda r=result: self._complete(r)) and self.copy:  # type: ignore[misc]
-                    copies[result.snapshot] = pool.submit(self._copied, result, snapshot)
-            for result in results:
-                if not result.gaps:
-                    self._try(result, lambda r=result: self._read(r, reader))  # type: ignore[misc]
-            for result in results:
+            ready = []
+            for result in found:
+                if self._try(outcome, result, partial(self._complete, result)):
+                    ready.append(result)
+                    if self.copy:
+                        copies[result.snapshot] = pool.submit(self._copied, result)
+            for result in ready:
+                self._try(outcome, result, partial(self._read, result, reader))
+            for result in ready:
                 if (made := copies.get(result.snapshot)) is not None:
-                    self._try(result, lambda r=result, m=made: self._prove(r, m.result()))  # type: ignore[misc]
+                    prove = partial(self._proved_by, result, made)
+                    self._try(outcome, result, prove)
         return outcome
 
-    def _try(self, result: Result, work: Callable[[], None]) -> bool:
+    def _recorded(self) -> dict[str, str]:
+        """Volume id -> snapshot id, as the ledger says it was frozen; {} if not yet."""
+        events = steps.events_of(self.case, "freeze", self.target.arn)
+        done = next((e for e in reversed(events) if e.action == "step.done"), None)
+        listed = (done.data or {}).get("snapshots") if done else None
+        return {
+            str(one["volume"]): str(one["snapshot"])
+            for one in (listed if isinstance(listed, list) else []) if isinstance(one, dict)
+        }  # fmt: skip
+
+    def _fill(self, outcome: Outcome, observed: Observed, frozen: Mapping[str, str]) -> None:
+        """One result for each frozen volume, attached still or not; what came later is a gap."""
+        attached = {v.volume_id: v for v in observed.volumes}
+        ec2 = self._ec2(self.target.account)
+        for volume_id, snapshot_id in sorted(frozen.items()):
+            found = ec2.describe(snapshot_id)
+            size = found.size if found else 0
+            result = Result(attached.get(volume_id) or Volume(volume_id, size), snapshot_id)
+            outcome.volumes.append(result)
+            if found is None:
+                result.gaps.append(
+                    f"snapshot {snapshot_id} of {volume_id}, which the ledger records, is not "
+                    "there any more; find out who deleted it (CloudTrail: DeleteSnapshot)"
+                )
+        outcome.gaps += [
+            f"{volume_id} was attached after the target was frozen; take it by itself"
+            for volume_id in sorted(attached.keys() - frozen.keys())
+        ]
+
+    def _try(self, outcome: Outcome, result: Result, work: Callable[[], None]) -> bool:
         """Do one thing for one volume; what fails is its gap, and the others go on."""
         try:
             work()
-        except (AcquisitionError, IntegrityError) as e:
+        except IntegrityError as e:
+            outcome.broken = True
             self._gap(result, e)
-            return False
-        return True
+        except (AcquisitionError, AccountError, SourceChangedError) as e:
+            self._gap(result, e)
+        else:
+            return True
+        return False
 
     def _gap(self, result: Result, e: Error) -> None:
         text = f"{e}" + (f" ({e.hint})" if e.hint else "")
@@ -183,16 +227,18 @@ class Acquisition:
             steps.done(self.case, begun, snapshots=facts)
         return made
 
+    def _hold(self, result: Result) -> None:
+        """Lock the source while it is still pending; if that is refused it is read all the same."""
+        if not self._lock:
+            return
+        begun = steps.begin(self.case, "lock", result.snapshot)
+        held = self._ec2(self.target.account).lock(result.snapshot, self._lock)
+        if begun.done is None:
+            steps.done(self.case, begun, **held)
+
     def _complete(self, result: Result) -> None:
-        """Lock the source while it is still pending, then wait for it."""
-        ec2 = self._ec2(self.target.account)
-        if self._lock:
-            begun = steps.begin(self.case, "lock", result.snapshot)
-            held = ec2.lock(result.snapshot, self._lock)
-            if begun.done is None:
-                steps.done(self.case, begun, **held)
         self.say(f"{result.volume.volume_id}: waiting for {result.snapshot}")
-        ec2.completed(result.snapshot)
+        self._ec2(self.target.account).completed(result.snapshot)
 
     def _read(self, result: Result, reader: EbsDirect) -> None:
         client = self.accounts.client("ec2", self.target.account, self.target.region)
@@ -225,9 +271,10 @@ class Acquisition:
             f"arn:{self.target.partition}:ec2:{self.target.region}::snapshot/{result.snapshot}",
         ]
 
-    def _copied(self, result: Result, snapshot: Snapshot) -> str:
+    def _copied(self, result: Result) -> str:
         """Share, copy, lock and wait; return the id of the Audit snapshot."""
         aws = self.settings.aws
+        snapshot = self._ec2(self.target.account).completed(result.snapshot)
         audit = aws.audit_account
         begun = steps.begin(self.case, "copy", snapshot.snapshot_id, to=audit)
         try:
@@ -255,17 +302,24 @@ class Acquisition:
             steps.done(self.case, begun, **facts)
         return made
 
+    def _proved_by(self, result: Result, copy: Future[str]) -> None:
+        self._prove(result, copy.result())
+
     def _prove(self, result: Result, made: str) -> None:
         """Read the Audit copy whole and compare it with the item."""
         result.copy = made
         if not result.item:
             return
-        begun = steps.begin(self.case, "prove", made, item=result.item)
+        manifest = self.case.manifest(result.item)
+        if manifest.unreadable_bytes:
+            raise AcquisitionError(
+                f"{result.item} has unreadable ranges, so {made} cannot be proved equal to it"
+            )
+        begun = steps.begin(self.case, "prove", f"{made} {manifest.image_root}", item=result.item)
         if begun.done is not None:
             result.proved = True
             return
         self.say(f"{result.volume.volume_id}: comparing the copy {made} with {result.item}")
-        manifest = self.case.manifest(result.item)
         with (
             self._reader(self.settings.aws.audit_account) as reader,
             SnapshotImage(reader, made, text=made) as image,

@@ -98,7 +98,9 @@ def volume(
             *(f"  GAP: {v.volume.volume_id}: {gap}" for v in outcome.volumes for gap in v.gaps),
         ],
     )  # fmt: skip
-    return 0 if outcome.complete else 3
+    if outcome.broken:
+        return 10
+    return 0 if outcome.complete and checkpoint is not None else 3
 
 
 @contextlib.contextmanager
