@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import JsonValue
 
 from evidence_store.case import ItemRecord
+from evidence_store.content import check_content
 from evidence_store.errors import AlreadyExistsError, IntegrityError, StoreError
 from evidence_store.item import MAX_LISTED_GAPS, MAX_MANIFEST_BYTES, Manifest, parse_manifest
 from evidence_store.ledger import Draft
@@ -42,7 +43,6 @@ from evidence_store.transfer import (
 from evidence_store.transfer.fileset import take_set
 from evidence_store.transfer.image import take_image
 from evidence_store.transfer.resume import ResumeRecord
-from evidence_store.verify import check_content
 
 if TYPE_CHECKING:
     from evidence_store.store import Case

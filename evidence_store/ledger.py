@@ -22,6 +22,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -106,6 +107,9 @@ class KeyRing:
     listed: dict[str, int] = field(default_factory=dict)  # kid -> seq of its first listing
     revoked: dict[str, int] = field(default_factory=dict)  # kid -> seq
     first: str = ""
+    unfit: dict[str, str] = field(
+        default_factory=dict
+    )  # kid as a file's name says -> what is wrong
 
     def checkpoint_keys(self, size: int) -> dict[str, PublicKey]:
         """The keys that may seal the first `size` entries: listed in them, not revoked in them."""
@@ -118,7 +122,7 @@ class KeyRing:
         """A ring to try an event on."""
         return KeyRing(
             self.pems, dict(self.entry), dict(self.checkpoint), dict(self.listed),
-            dict(self.revoked), self.first,
+            dict(self.revoked), self.first, self.unfit,
         )  # fmt: skip
 
     def apply(self, event: CustodyEvent) -> None:
@@ -130,7 +134,8 @@ class KeyRing:
             for allowed in event.keys or []:
                 key = self.pems.get(allowed.kid)
                 if key is None:
-                    raise IntegrityError(f"keys/{allowed.kid}.pem is missing")
+                    problem = self.unfit.get(allowed.kid, f"keys/{allowed.kid}.pem is missing")
+                    raise IntegrityError(problem)
                 if key.fingerprint != allowed.sha256:
                     raise IntegrityError(f"keys/{allowed.kid}.pem is not the key that was listed")
                 if allowed.kid in self.revoked:
@@ -244,7 +249,8 @@ class Ledger:
     def load_keys(self) -> None:
         """Read `keys/*.pem`; which of them count is for the ledger to say.
 
-        Raises: IntegrityError if a file is not the key its name says.
+        A file that is not the key its name says stops nobody unless the ledger lists that key:
+        else one byte put there would close a case. `check_key_files` tells of it.
         """
         for stored in self._backend.list(f"{self._prefix}/keys"):
             name = stored.key.rpartition("/")[2]
@@ -252,15 +258,27 @@ class Ledger:
             if kid in self.ring.pems:
                 continue
             try:
-                pem = self._backend.read(stored.key, 4096)
-                key = PublicKey.from_pem(pem)
-            except (SigningKeyError, UnfitObjectError) as e:
-                raise IntegrityError(f"keys/{name}: {e}") from e
-            if name != f"{key.kid}.pem":
-                raise IntegrityError(f"keys/{name} holds the key {key.kid}")
-            if key.pem() != pem:
-                raise IntegrityError(f"keys/{name} is not in canonical form")
-            self.ring.pems[kid] = key
+                self.ring.pems[kid] = self._key_in(stored.key, name)
+            except IntegrityError as e:
+                self.ring.unfit[kid] = str(e)
+
+    def check_key_files(self) -> None:
+        """Read `keys/*.pem`. Raises: IntegrityError if one is not the key that its name says."""
+        self.load_keys()
+        for problem in self.ring.unfit.values():
+            raise IntegrityError(problem)
+
+    def _key_in(self, key: str, name: str) -> PublicKey:
+        try:
+            pem = self._backend.read(key, 4096)
+            found = PublicKey.from_pem(pem)
+        except (SigningKeyError, UnfitObjectError) as e:
+            raise IntegrityError(f"keys/{name}: {e}") from e
+        if name != f"{found.kid}.pem":
+            raise IntegrityError(f"keys/{name} holds the key {found.kid}")
+        if found.pem() != pem:
+            raise IntegrityError(f"keys/{name} is not in canonical form")
+        return found
 
     def sync(self) -> list[Logged]:
         """Read and verify the entries that are new since the last call; return them.
@@ -308,6 +326,10 @@ class Ledger:
             if stored.key not in wanted:
                 yield stored.key
         yield from self._backend.strays(folder)
+
+    def folded(self) -> AbstractContextManager[object]:
+        """Let no entry come in meanwhile, so that what is derived of them never goes back."""
+        return self._lock
 
     @property
     def events(self) -> list[CustodyEvent]:
@@ -439,6 +461,9 @@ class Ledger:
             raise ValueError("a signed event is larger than a note may be")
         if draft.action in ("case.opened", "key.added"):
             self.load_keys()
+            for key in event.keys or []:
+                if key.kid in self.ring.unfit:
+                    raise IntegrityError(self.ring.unfit[key.kid])
         try:  # what a reader would refuse must not be written: it could never be taken back
             check_entry(raw, seq=seq, prev=event.prev, origin=event.origin, ring=self.ring.copy())
         except LedgerError as e:

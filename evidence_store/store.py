@@ -383,7 +383,8 @@ class Case:
         self._fold()
 
     def _fold(self) -> None:
-        self.state = state = CaseState.of(self.case_id, self.ledger.events)
+        with self.ledger.folded():  # several threads record: an older state must not come last
+            self.state = state = CaseState.of(self.case_id, self.ledger.events)
         label = self.store.backend.label
         if state.opened:
             label(self.prefix, case_tags(self.case_id, state.ticket, state.contact))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -99,7 +100,7 @@ class Cache(Generic[V]):
         return value
 
 
-class Disk:
+class Disk(ABC):
     """The logical disk inside a container.
 
     Attributes:
@@ -121,13 +122,13 @@ class Disk:
         self.remarks: list[str] = []
         self._unpacked = Cache(self.unpack, 4)
 
+    @abstractmethod
     def run(self, offset: int) -> Run:
         """Return the run at an offset below `size`. Raises: DamagedError with a length."""
-        raise NotImplementedError
 
     def unpack(self, unit: Hashable) -> bytes:
-        """Return the bytes of a packed unit. Raises: DamagedError."""
-        raise NotImplementedError
+        """Return the bytes of a packed unit, where the format has them. Raises: DamagedError."""
+        raise DamagedError(f"nothing in it is packed, yet {unit!r} was asked for")
 
     def fill(self, view: memoryview, offset: int) -> int:
         """Fill `view`; return the bytes filled, fewer before the end or before a damaged spot.

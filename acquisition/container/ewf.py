@@ -98,13 +98,7 @@ class Ewf(Disk):
         }  # fmt: skip
         if self._volume[4].strip(b"\0"):
             self.facts["set_identifier"] = str(uuid.UUID(bytes_le=self._volume[4]))
-        if self._errors:
-            self.facts["acquisition_errors"] = [list(e) for e in self._errors[:200]]
-            count = sum(n for _, n in self._errors)
-            self.remarks.append(
-                f"whoever made it could not read {count} sectors in {len(self._errors)} ranges, "
-                f"the first at sector {self._errors[0][0]}"
-            )
+        note_unread(self, self._errors)
 
     # -- sections --------------------------------------------------------------------------------
 
@@ -271,6 +265,17 @@ def _read_table(file: File, at: int, stop: int, end: int) -> _Table | None:
             damaged = f"{file.name} has a damaged chunk table"
     # SMART has no section of its own for the chunks: they follow the table in its section.
     return _Table(file, body, count, base, end if end > 13 else stop, damaged)
+
+
+def note_unread(disk: Disk, ranges: list[tuple[int, int]]) -> None:
+    """Have a disk say which sectors whoever acquired it could not read: (first, count)."""
+    if not ranges:
+        return
+    disk.facts["acquisition_errors"] = [list(one) for one in ranges[:200]]
+    disk.remarks.append(
+        f"whoever made it could not read {sum(n for _, n in ranges)} sectors in {len(ranges)} "
+        f"ranges, the first at sector {ranges[0][0]}"
+    )
 
 
 def inflate_chunk(body: bytes, limit: int, want: int) -> bytes:

@@ -14,7 +14,13 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 
 from acquisition.container.disk import Cache, DamagedError, Disk, File, RefusedError, Run, inflate
-from acquisition.container.ewf import MAX_CHUNK, MAX_RATIO, header_values, inflate_chunk
+from acquisition.container.ewf import (
+    MAX_CHUNK,
+    MAX_RATIO,
+    header_values,
+    inflate_chunk,
+    note_unread,
+)
 
 SIGNATURE = b"EVF2\x0d\x0a\x81\x00"
 _MAX_SECTIONS = 1 << 18
@@ -94,13 +100,7 @@ class Ewf2(Disk):
             "stored_hashes": sorted(self.hashes),
             "set_identifier": str(uuid.UUID(bytes_le=identifier)),
         }  # fmt: skip
-        if self._errors:
-            self.facts["acquisition_errors"] = [list(e) for e in self._errors[:200]]
-            count = sum(n for _, n in self._errors)
-            self.remarks.append(
-                f"whoever made it could not read {count} sectors in {len(self._errors)} ranges, "
-                f"the first at sector {self._errors[0][0]}"
-            )
+        note_unread(self, self._errors)
 
     def _read_sections(self, file: File) -> int:
         """Read one file from its end backwards, as its sections are linked; return the last one."""

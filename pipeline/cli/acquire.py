@@ -100,7 +100,7 @@ def volume(
     )  # fmt: skip
     if outcome.broken:
         return 10
-    return 0 if outcome.complete and checkpoint is not None else 3
+    return 0 if outcome.complete else 3
 
 
 @contextlib.contextmanager

@@ -73,6 +73,7 @@ class Globals:
     no_progress: bool = False
     no_color: bool = False
     yes: bool = False
+    unsealed: bool = False  # a sealer was asked, and did not
     _session: Session | None = None
 
     @property
@@ -151,7 +152,7 @@ class Globals:
         """Make the checkpoint at the end of a command that changed a case, and print the receipt.
 
         A checkpoint key kept elsewhere, or a sealer that does not answer, is not an error: what was
-        recorded stays recorded, and that it is unsealed is said.
+        recorded stays recorded, and that it is unsealed is said. Of a sealer, by exit 3 too.
         """
         checkpoint = self._checkpoint(case)
         if checkpoint and not self.as_json:
@@ -166,6 +167,7 @@ class Globals:
                 return self.session.ask_sealer(case)
             except StoreError as e:
                 self.warn(f"{e}; case {case.case_id} is not sealed (impound seal {case.case_id})")
+                self.unsealed = True
                 return None
         if "checkpoint" in self.session.missing_keys():
             self.warn(f"no checkpoint key here; seal case {case.case_id} where it is kept")
@@ -273,7 +275,8 @@ def run(argv: Sequence[str]) -> int:
         with _logging(argv):
             code = cli.main(list(argv), prog_name="impound", standalone_mode=False, obj=options)
         sys.stdout.flush()
-        return code if isinstance(code, int) else 0
+        code = code if isinstance(code, int) else 0
+        return 3 if code == 0 and options.unsealed else code
     except BaseException as e:
         return _fail(e, options)
 

@@ -118,12 +118,7 @@ def bag_lines(verdict: BagVerdict) -> list[str]:
         f"({inner.sealed} sealed), {inner.items} items",
         f"  checked: file lists, bag signature, {', '.join(inner.covered)}",
     ]
-    if inner.not_covered:
-        lines.append(f"  not checked: {', '.join(inner.not_covered)}")
-    if inner.root:
-        lines.append(f"  checkpoint {inner.sealed}:{inner.root}")
-    if inner.first_key:
-        lines.append(f"  first key {inner.first_key}")
+    lines += _known_by(inner)
     lines.append("  Compare both with what the sender told you by another way than this disk.")
     return lines
 
@@ -177,6 +172,18 @@ def _sum(objects: list[Stored]) -> dict[str, int]:
     return {"files": len(objects), "bytes": sum(stored.size for stored in objects)}
 
 
+def _known_by(verdict: Verdict) -> list[str]:
+    """What was left out, and what others compare."""
+    lines = []
+    if verdict.not_covered:
+        lines.append(f"  not checked: {', '.join(verdict.not_covered)}")
+    if verdict.root:
+        lines.append(f"  checkpoint {verdict.sealed}:{verdict.root}")
+    if verdict.first_key:
+        lines.append(f"  first key {verdict.first_key}")
+    return lines
+
+
 def _lines(verdict: Verdict, *, in_aws: bool) -> list[str]:
     lines = [f"BROKEN  {finding}" for finding in verdict.findings]
     lines += [f"note    {note}" for note in verdict.notes]
@@ -185,12 +192,7 @@ def _lines(verdict: Verdict, *, in_aws: bool) -> list[str]:
         f"({verdict.sealed} sealed), {verdict.items} items, {verdict.objects} objects",
         f"  checked: {', '.join(verdict.covered)} ({human(verdict.hashed_bytes)} hashed)",
     ]
-    if verdict.not_covered:
-        lines.append(f"  not checked: {', '.join(verdict.not_covered)}")
-    if verdict.root:
-        lines.append(f"  checkpoint {verdict.sealed}:{verdict.root}")
-    if verdict.first_key:
-        lines.append(f"  first key {verdict.first_key}")
+    lines += _known_by(verdict)
     if verdict.received:
         inner = verdict.received
         lines += [

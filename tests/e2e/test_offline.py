@@ -29,7 +29,11 @@ def shell(tmp_path):
     def call(*argv, prefix=(), check=None, popen=False):
         command = [*prefix, IMPOUND, *map(str, argv)]
         if popen:
-            return subprocess.Popen(command, cwd=tmp_path, env=environment)
+            # As from a terminal: what a shell starts in the background ignores SIGINT, tests too.
+            return subprocess.Popen(
+                command, cwd=tmp_path, env=environment,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            )  # fmt: skip
         done = subprocess.run(
             command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
         )

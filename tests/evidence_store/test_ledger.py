@@ -408,3 +408,11 @@ def test_a_key_file_that_is_not_canonical_is_an_integrity_error(world, change):
     kit.rewrite(path, change(path.read_bytes()))
     with pytest.raises(IntegrityError, match="keys/"):
         Ledger(world.store.backend, CASE).sync()
+
+
+def test_one_junk_file_among_the_keys_stops_no_command_but_verify_names_it(world):
+    (world.folder / "keys" / "a.pem").write_text("x")
+    world.note()
+    case = Store(LocalBackend(world.root), world.scribe).case(kit.CASE)
+    assert len(case.ledger.entries) == 2
+    assert "keys/a.pem" in str(world.verify().findings[0])

@@ -575,7 +575,7 @@ def test_a_line_of_members_without_end_is_a_few_findings(world, monkeypatch):
     """No line is read further than a line may be long, however long it is."""
     world.case.ingest("logs", kit.FakeSet({b"a": b"1"}))
     world.seal()
-    monkeypatch.setattr("evidence_store.verify.MAX_MEMBER_BYTES", 1000)
+    monkeypatch.setattr("evidence_store.content.MAX_MEMBER_BYTES", 1000)
     monkeypatch.setattr("evidence_store.item.MAX_MEMBER_BYTES", 1000)
     kit.forge_item(world, "E0001", members=lambda _: b"x" * 100_000)
     verdict = assert_broken(world, "line 1: is longer than 1000 bytes")
@@ -673,7 +673,7 @@ def test_linear_tells_its_progress_through_holes(world):
 
 def test_linear_holds_few_buffers_however_slow_the_digest_is(world, monkeypatch):
     """Reading waits for the thread that digests in order, and no buffer is used too early."""
-    monkeypatch.setattr("evidence_store.verify._PART", 4096)
+    monkeypatch.setattr("evidence_store.content._PART", 4096)
     take(world, kit.pattern(5 * SEGMENT))
     update = LinearDigest.update
 

@@ -118,14 +118,14 @@ def test_the_one_who_acquired_is_no_second_party(cloud, disk):
     assert cloud("--json", "verify", "T-1101").json["opinions"] == []
 
 
-def test_a_sealer_that_does_not_answer_leaves_a_note_not_a_failure(cloud, disk, aws_server):
+def test_a_sealer_that_does_not_answer_leaves_what_is_stored_and_says_3(cloud, disk, aws_server):
     aws_server.faults.add(
         Fault(
             "error", service="lambda", operation="Invoke", code="AccessDeniedException", times=None
         )
     )
     done = cloud("ingest", "T-1101", disk, "--kind", "disk")
-    assert done.code == 0
+    assert done.code == 3
     assert "is not sealed" in done.err
     verdict = cloud("--json", "verify", "T-1101")
     assert verdict.code == 3

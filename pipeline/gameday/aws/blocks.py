@@ -21,6 +21,7 @@ import itertools
 import os
 import secrets
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,23 +49,24 @@ class ContentError(ValueError):
     """This cannot be the content of a volume, or it changed after it became one."""
 
 
-class Content:
+class Content(ABC):
     """Blocks by index. Subclasses say which there are (ever written) and give their bytes."""
 
     def __init__(self) -> None:
         self._checksums: dict[int, str] = {}
         self._count: int | None = None
 
+    @abstractmethod
     def indexes(self, start: int = 0) -> Iterator[int]:
         """Yield the indexes of written blocks from `start` on, ascending, without holding them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def source(self, index: int) -> Content | None:
         """Whoever holds the block; None if it was never written."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _bytes(self, index: int) -> bytes:
-        raise NotImplementedError
+        """Return the whole block."""
 
     def read(self, index: int) -> bytes:
         """Return the whole block, zeros where nothing was written. Raises: ContentError."""
@@ -200,6 +202,10 @@ class Layered(Content):
     def source(self, index: int) -> Content | None:
         """The upper one first."""
         return self._above.source(index) or self._below.source(index)
+
+    def _bytes(self, index: int) -> bytes:
+        holder = self.source(index)
+        return b"" if holder is None else holder._bytes(index)
 
 
 EMPTY = MapContent({})

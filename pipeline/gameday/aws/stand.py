@@ -18,6 +18,7 @@ import select
 import subprocess
 import sys
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -55,7 +56,7 @@ class FaultRules(Protocol):
         ...
 
 
-class Stand:
+class Stand(ABC):
     """What both modes share. Clients and credentials are kept until `reset`."""
 
     endpoint: str | None = None
@@ -110,9 +111,9 @@ class Stand:
         self._credentials.clear()
         self._forget()
 
+    @abstractmethod
     def calls(self) -> list[Seen]:
         """Every call so far."""
-        raise NotImplementedError
 
     def register(
         self, account: str, name: str, handler: str, role: str, *,
@@ -163,14 +164,17 @@ class Stand:
         """
         self._perform({"snapshot": snapshot_id, "state": state, "message": message})
 
+    @abstractmethod
     def _forget(self) -> None:
-        raise NotImplementedError
+        """Empty everything."""
 
+    @abstractmethod
     def _perform(self, document: dict[str, Any]) -> None:
-        raise NotImplementedError
+        """Change a state."""
 
+    @abstractmethod
     def _register(self, function: dict[str, Any]) -> None:
-        raise NotImplementedError
+        """Make a function known."""
 
 
 class InProcess(Stand):
