@@ -34,6 +34,7 @@ COPY_ACTIONS = (
     "kms:GenerateDataKeyWithoutPlaintext", "kms:ReEncryptFrom", "kms:ReEncryptTo", "kms:Decrypt",
 )  # fmt: skip
 _VISIBLE_S = 60.0
+_FLAPS = 60  # failed looks in a row, about a quarter of an hour
 PAUSE_S = 2.0  # between looks
 _CLOCK = timedelta(minutes=5)
 _GONE = {"InvalidSnapshot.NotFound", "InvalidSnapshotID.NotFound"}
@@ -41,6 +42,10 @@ _GONE = {"InvalidSnapshot.NotFound", "InvalidSnapshotID.NotFound"}
 
 class KeyDeniedError(AcquisitionError):
     """A KMS key does not let a snapshot be shared or copied."""
+
+
+class UnreachableError(AcquisitionError):
+    """AWS gave no answer, or was busy: nothing is known by it."""
 
 
 class SnapshotFailedError(AcquisitionError):
@@ -228,7 +233,7 @@ class Ec2:
 
     def freeze(
         self, observed: Observed, tags: Mapping[str, str], mark: str, since: datetime, *,
-        resumed: bool = False, make: bool = True,
+        resumed: bool = False,
     ) -> dict[str, Snapshot]:  # fmt: skip
         """Return volume id -> snapshot of one moment, made unless it was made before.
 
@@ -241,37 +246,53 @@ class Ec2:
             mark: nonce of this step.
             since: when the intent was recorded.
             resumed: an earlier run may have made them, and they may be invisible yet.
-            make: whether to make them if there are none.
 
         Raises: AcquisitionError.
         """
         wanted = {v.volume_id for v in observed.volumes}
         if not wanted:
             raise AcquisitionError("there is no volume to freeze")
-        found = self._await_earlier(mark, since, wanted, _VISIBLE_S if resumed else 0)
-        if found is None and not make:
-            raise _lost(f"snapshots of {', '.join(sorted(wanted))}")
+        found = self._await_earlier(mark, since, wanted, _VISIBLE_S) if resumed else None
         if found is None:
-            specification = _tagged(tags, mark)
-            try:
-                if observed.instance:
-                    self.once.create_snapshots(
-                        InstanceSpecification={"InstanceId": observed.instance},
-                        TagSpecifications=specification, CopyTagsFromSource="volume",
-                    )  # fmt: skip
-                else:
-                    (only,) = wanted
-                    self.once.create_snapshot(VolumeId=only, TagSpecifications=specification)
-            except failures() as e:
-                if not Failure(e).may_have_happened:
-                    raise _error(e, f"freeze {observed.instance or ', '.join(wanted)}") from e
-            found = self._await_earlier(mark, since, wanted, _VISIBLE_S)
-        if found is None:
+            made = self._create(observed, _tagged(tags, mark))
+            found = (
+                self._await_made(made) if made
+                else self._await_earlier(mark, since, wanted, _VISIBLE_S)
+            )  # fmt: skip
+        if found is None or found.keys() != wanted:
             raise AcquisitionError(
-                f"no snapshot of {', '.join(sorted(wanted))} appeared",
+                f"no snapshot of {', '.join(sorted(wanted - (found or {}).keys()))} appeared",
                 hint="run the same command again; it looks for them first",
             )
         return found
+
+    def _create(self, observed: Observed, specification: list[dict[str, Any]]) -> list[str]:
+        """Make the snapshots; return their ids, or none if the answer was lost."""
+        try:
+            if observed.instance:
+                answer = self.once.create_snapshots(
+                    InstanceSpecification={"InstanceId": observed.instance},
+                    TagSpecifications=specification,
+                )  # fmt: skip
+                return [one["SnapshotId"] for one in answer["Snapshots"]]
+            answer = self.once.create_snapshot(
+                VolumeId=observed.volumes[0].volume_id, TagSpecifications=specification
+            )
+            return [answer["SnapshotId"]]
+        except failures() as e:
+            if Failure(e).may_have_happened:
+                return []
+            raise _error(e, f"freeze {observed.instance or observed.volumes[0].volume_id}") from e
+
+    def _await_made(self, ids: list[str]) -> dict[str, Snapshot]:
+        """Return volume id -> snapshot of what a call made, as soon as all of it shows."""
+        waited = 0.0
+        while True:
+            found = [s for s in map(self.describe, ids) if s is not None]
+            if len(found) == len(ids) or waited >= _VISIBLE_S:
+                return {s.volume_id: s for s in found}
+            self.sleep(PAUSE_S)
+            waited += 2
 
     def _await_earlier(
         self, mark: str, since: datetime, wanted: set[str], seconds: float
@@ -323,23 +344,23 @@ class Ec2:
         Raises: SnapshotFailedError; KeyDeniedError if AWS took the order and dropped it: what is
         denied by a key shows as an error, or as a snapshot that is not there any more.
         """
-        waited, seen = 0.0, False
+        waited, seen, flaps = 0.0, False, 0
         while waited <= seconds:
-            found = self.describe(snapshot_id)
-            if found is not None:
-                seen = True
-                progress(found.state)
-                if found.state == "completed":
-                    return found
-                if found.state == "error":
-                    said = clean(found.message, 300) or "no reason given"
-                    if "key" in said.lower():
-                        raise _denied(snapshot_id, said)
-                    raise SnapshotFailedError(
-                        f"snapshot {snapshot_id} failed: {said}", hint="run the command again"
-                    )
-            elif seen or waited >= _VISIBLE_S:
-                raise _denied(snapshot_id, "it is not there any more")
+            try:
+                found = self.describe(snapshot_id)
+            except UnreachableError:  # nothing is lost by waiting for it
+                flaps += 1
+                if flaps > _FLAPS:
+                    raise
+            else:
+                flaps = 0
+                if found is not None:
+                    seen = True
+                    progress(found.state)
+                    if _is_complete(found):
+                        return found
+                elif seen or waited >= _VISIBLE_S:
+                    raise _denied(snapshot_id, "it is not there any more")
             pauses = 1 if waited < 60 else 7
             self.sleep(pauses * PAUSE_S)
             waited += pauses * 2
@@ -448,6 +469,19 @@ def _snapshot(said: Mapping[str, Any]) -> Snapshot:
     )  # fmt: skip
 
 
+def _is_complete(found: Snapshot) -> bool:
+    """Whether it is. Raises: SnapshotFailedError, KeyDeniedError."""
+    if found.state == "error":
+        said = clean(found.message, 300) or "no reason given"
+        if "key" in said.lower():
+            raise _denied(found.snapshot_id, said)
+        raise SnapshotFailedError(
+            f"snapshot {found.snapshot_id} failed: {said}",
+            hint="take the volume by itself: that makes a new one",
+        )
+    return found.state == "completed"
+
+
 def _utc(moment: datetime) -> str:
     return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
@@ -480,5 +514,7 @@ def _failing(what: str) -> Iterator[None]:
 
 
 def _error(e: Exception, what: str) -> AcquisitionError:
-    error = Failure(e).error(f"cannot {what}")
-    return AcquisitionError(str(error), hint=error.hint)
+    failure = Failure(e)
+    error = failure.error(f"cannot {what}")
+    kind = UnreachableError if failure.passing else AcquisitionError
+    return kind(str(error), hint=error.hint)

@@ -81,6 +81,11 @@ class Failure:
         return self.status in (403, 429) or self.status >= 500 or self.code in _UNAVAILABLE
 
     @property
+    def passing(self) -> bool:
+        """Whether it may well be over in a while: no answer, a server's error, throttling."""
+        return not self.answered or self.status >= 500 or self.code in _BUSY
+
+    @property
     def in_the_body(self) -> bool:
         """Whether an answer broke off or arrived corrupted, which asking again may mend."""
         return not self.answered and self.code in (

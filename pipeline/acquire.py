@@ -11,6 +11,7 @@ the Audit copy holds the same bytes is proved by reading it whole and comparing.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -36,6 +37,10 @@ from pipeline.accounts import AccountError, Accounts
 from pipeline.config import Settings
 
 Say = Callable[[str], None]
+
+
+class Stopped(Exception):
+    """The run ended while this was waiting; its step stays open, for the next run."""
 
 
 @dataclass
@@ -88,6 +93,7 @@ class Acquisition:
     copy: bool = True
     say: Say = lambda _line: None
     progress: Callable[[str], Progress] = lambda _label: lambda _done, _total: None
+    _stop: threading.Event = field(default_factory=threading.Event, init=False)
 
     def run(self) -> Outcome:
         """Do it, or go on with it. Raises: AcquisitionError, StoreError, ConfigError."""
@@ -109,6 +115,7 @@ class Acquisition:
             self._try(outcome, result, partial(self._hold, result))
         with ExitStack() as stack:
             pool = stack.enter_context(ThreadPoolExecutor(8, thread_name_prefix="copy"))
+            stack.push(self._stop_waiting)
             reader = stack.enter_context(self._reader(self.target.account))
             copies = {}
             ready = []
@@ -125,14 +132,24 @@ class Acquisition:
                     self._try(outcome, result, prove)
         return outcome
 
+    def _stop_waiting(self, kind: object, _error: object, _trace: object) -> None:
+        """What ends a run ends the waits of its threads too: they can last a day."""
+        if kind is not None:
+            self._stop.set()
+
+    def _sleep(self, seconds: float) -> None:
+        if self._stop.wait(seconds):
+            raise Stopped
+
     def _recorded(self) -> dict[str, str]:
         """Volume id -> snapshot id, as the ledger says it was frozen; {} if not yet."""
         events = steps.events_of(self.case, "freeze", self.target.arn)
-        done = next((e for e in reversed(events) if e.action == "step.done"), None)
-        listed = (done.data or {}).get("snapshots") if done else None
+        if not any(event.action == "step.done" for event in events):
+            return {}
+        listed = [event.data or {} for event in self.case.ledger.events]
         return {
-            str(one["volume"]): str(one["snapshot"])
-            for one in (listed if isinstance(listed, list) else []) if isinstance(one, dict)
+            str(data["volume"]): str(data["snapshot"]) for data in listed
+            if data.get("step") == "snapshot" and data.get("of") == self.target.arn
         }  # fmt: skip
 
     def _fill(self, outcome: Outcome, observed: Observed, frozen: Mapping[str, str]) -> None:
@@ -178,7 +195,7 @@ class Acquisition:
         region = self.target.region
         return Ec2(
             self.accounts.client("ec2", account, region),
-            self.accounts.client("ec2", account, region, once=True), account, region,
+            self.accounts.client("ec2", account, region, once=True), account, region, self._sleep,
         )  # fmt: skip
 
     def _mark(self, step: str, target: str) -> str:
@@ -198,13 +215,12 @@ class Acquisition:
         observed = self._ec2(self.target.account).observe(
             self.target.kind, self.target.resource_id
         )  # fmt: skip
-        facts: dict[str, JsonValue] = {
-            "volumes": [dict(v.facts) for v in observed.volumes], "gaps": list(observed.gaps),
-            "state": observed.state,
-        }  # fmt: skip
         begun = steps.begin(self.case, "observe", self.target.arn)
         if begun.done is None:
-            steps.done(self.case, begun, **facts)
+            steps.done(
+                self.case, begun, state=observed.state, volumes=len(observed.volumes),
+                gaps=len(observed.gaps),
+            )  # fmt: skip
         return observed
 
     def _freeze(self, observed: Observed) -> dict[str, Snapshot]:
@@ -213,18 +229,20 @@ class Acquisition:
         try:
             made = self._ec2(self.target.account).freeze(
                 observed, self._tags, self._mark("freeze", self.target.arn), begun.since,
-                resumed=begun.resumed, make=begun.done is None,
+                resumed=begun.resumed,
             )  # fmt: skip
         except AcquisitionError as e:
-            if begun.done is None:
-                steps.failed(self.case, begun, str(e))
+            steps.failed(self.case, begun, str(e))
             raise
-        if begun.done is None:
-            facts: list[JsonValue] = [
-                {"volume": volume, "snapshot": made[volume].snapshot_id,
-                 "started": made[volume].facts["started"]} for volume in sorted(made)
-            ]  # fmt: skip
-            steps.done(self.case, begun, snapshots=facts)
+        # One event for each: an instance may have more volumes than an event has room for. The
+        # freeze is done when all of them stand.
+        for volume in observed.volumes:
+            steps.note(
+                self.case, "snapshot", volume.volume_id, of=self.target.arn, **volume.facts,
+                snapshot=made[volume.volume_id].snapshot_id,
+                started=made[volume.volume_id].facts["started"],
+            )  # fmt: skip
+        steps.done(self.case, begun, volumes=len(made))
         return made
 
     def _hold(self, result: Result) -> None:

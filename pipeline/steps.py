@@ -74,6 +74,17 @@ def done(case: Case, step: Begun, **facts: JsonValue) -> None:
     _end(case, step, "step.done", "ok", facts)
 
 
+def note(case: Case, name: str, target: str, **facts: JsonValue) -> None:
+    """Record one fact of a step, unless it stands: an event of its own, for events are short."""
+    data: dict[str, JsonValue] = {"step": name, "target": target, **facts}
+
+    def build() -> Draft | None:
+        stands = any(event.data == data for event in events_of(case, name, target))
+        return None if stands else Draft("step.done", {"data": data})
+
+    case.record(build)
+
+
 def failed(case: Case, step: Begun, why: str) -> None:
     """Record that a step failed; it can be begun again. Raises: StoreError."""
     _end(case, step, "step.failed", "failed", {}, why)

@@ -5,13 +5,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+from datetime import UTC, datetime
 
 import pytest
 
+from acquisition.snapshot import Observed, Snapshot, Volume
+from acquisition.target import parse_target
+from pipeline.acquire import Acquisition, Stopped
+from pipeline.config import Settings
 from pipeline.gameday.aws.accounts import AUDIT, MEMBER, REGION
 from pipeline.gameday.aws.faults import Fault
 from pipeline.gameday.aws.seed import seed
-from tests.evidence_store.kit import pattern
+from tests.evidence_store.kit import make_world, pattern
 
 GIB = 1 << 30
 
@@ -291,3 +296,46 @@ def test_a_plan_only_looks_and_a_dry_run_prints_the_same(cloud, zone, aws_server
     assert planned.json["usd"] > 0
     assert "USD" in cloud("plan", "volume", target, "--case", "T-1", "--no-copy").out
     assert cloud("case", "show", "T-1").code == 0
+
+
+class ManyVolumes:
+    """An instance with 60 volumes, frozen at once."""
+
+    observed = Observed(
+        tuple(Volume(f"vol-{n:017x}", GIB, f"/dev/xvd{n}", "arn:aws:kms:" + "k" * 70, "z", "gp3")
+              for n in range(60)),
+        instance="i-0123456789abcdef0", state="running",
+    )  # fmt: skip
+
+    def observe(self, *_):
+        return self.observed
+
+    def freeze(self, *_, **__):
+        return {
+            v.volume_id: Snapshot(
+                v.volume_id.replace("vol", "snap"), v.volume_id, MEMBER, GIB, "completed", "",
+                datetime(2026, 1, 1, tzinfo=UTC),
+            )
+            for v in self.observed.volumes
+        }  # fmt: skip
+
+
+def test_an_instance_with_many_volumes_fits_the_ledger(tmp_path, monkeypatch):
+    case = make_world(tmp_path).case
+    target = parse_target(f"arn:aws:ec2:{REGION}:{MEMBER}:instance/i-0123456789abcdef0")
+    run = Acquisition(case, None, Settings(), target)
+    monkeypatch.setattr(run, "_ec2", lambda _account: ManyVolumes())
+    run._freeze(run._observe())
+    recorded = Acquisition(case, None, Settings(), target)._recorded()
+    assert len(recorded) == 60
+    assert recorded["vol-" + "0" * 17] == "snap-" + "0" * 17
+
+
+def test_what_ends_a_run_ends_the_waits_of_its_copies(tmp_path):
+    case = make_world(tmp_path).case
+    target = parse_target(f"arn:aws:ec2:{REGION}:{MEMBER}:instance/i-0123456789abcdef0")
+    run = Acquisition(case, None, Settings(), target)
+    run._sleep(0)
+    run._stop_waiting(KeyboardInterrupt, None, None)
+    with pytest.raises(Stopped):
+        run._sleep(3600)

@@ -57,3 +57,9 @@ def test_a_skip_is_said_once(case):
     for why in ("no right", "no right", "no code"):
         steps.skipped(case, "memory", "i-1", why)
     assert [e.note for e in steps.events_of(case, "memory", "i-1")] == ["no right", "no code"]
+
+
+def test_a_fact_is_noted_once(case):
+    for size in (1, 1, 2):
+        steps.note(case, "snapshot", "vol-1", size=size)
+    assert [e.data["size"] for e in steps.events_of(case, "snapshot", "vol-1")] == [1, 2]
