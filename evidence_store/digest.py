@@ -17,6 +17,7 @@ equal bytes. `image_root` is SHA-256 of it, and is the identity of the item.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
@@ -27,6 +28,7 @@ from evidence_store.errors import IntegrityError
 SEGMENT_BYTES = 64 << 20
 MAX_LIST_BYTES = 1 << 30
 _HEADER = "# impound segments 1"
+_ZERO_STEP, _ZERO_STATES = 1 << 20, 64
 _ZEROS = bytes(256 << 10)  # hashed from a core's cache
 _LINE = re.compile(r"([0-9a-f]{64})  data/([0-9a-z_-][0-9a-z._-]*(?:/[0-9a-z_-][0-9a-z._-]*)*)")
 _HOLE = re.compile(r"# hole ([0-9a-f]{16}) ([1-9][0-9]*)")
@@ -175,19 +177,40 @@ def _check_complete(parsed: SegmentList) -> None:
         at = first + count
 
 
+@functools.lru_cache(maxsize=256)
+def _zero_state(name: str, steps: int) -> hashlib._Hash:
+    """The digest after `steps` MiB of zeros. Never updated: only copied."""
+    state = _after_zeros(name, steps - 1) if steps else hashlib.new(name, usedforsecurity=False)
+    if steps:
+        for _ in range(_ZERO_STEP // len(_ZEROS)):
+            state.update(_ZEROS)
+    return state
+
+
+def _after_zeros(name: str, steps: int) -> hashlib._Hash:
+    return _zero_state(name, steps).copy()
+
+
 class LinearDigest:
     """SHA-256 (and others on request) of the logical bytes in order, holes included."""
 
     def __init__(self, names: Iterable[str] = ("sha256",)) -> None:
         self._digests = {name: hashlib.new(name, usedforsecurity=False) for name in names}
+        self._fresh = True
 
     def update(self, data: bytes | bytearray | memoryview) -> None:
         """Take the next bytes."""
+        self._fresh = self._fresh and not len(data)
         for digest in self._digests.values():
             digest.update(data)
 
     def zeros(self, length: int) -> None:
         """Take `length` zero bytes."""
+        if self._fresh and (known := min(length // _ZERO_STEP, _ZERO_STATES)):
+            # Many segments begin with zeros, and all of those begin with the same state.
+            self._digests = {name: _after_zeros(name, known) for name in self._digests}
+            self._fresh = False
+            length -= known * _ZERO_STEP
         with memoryview(_ZEROS) as view:
             while length > 0:
                 part = min(length, len(view))

@@ -146,3 +146,21 @@ def test_linear_digest_is_hashlib_s(parts):
             whole += part
     assert digest.results() == {n: hashlib.new(n, whole).hexdigest() for n in
                                 ("sha256", "md5", "sha1")}  # fmt: skip
+
+
+@pytest.mark.parametrize("before", [b"", b"x"])
+@pytest.mark.parametrize(
+    "zeros", [0, 1, (1 << 20) - 1, 1 << 20, (5 << 20) + 7, 65 << 20, 130 << 20]
+)
+def test_zeros_count_wherever_they_stand(before, zeros):
+    """Also from the states that are kept, and twice in a row: a kept state is never changed."""
+    for _ in range(2):
+        digest = LinearDigest(("sha256", "md5"))
+        digest.update(b"")
+        digest.update(before)
+        digest.zeros(zeros)
+        digest.update(b"end")
+        body = before + bytes(zeros) + b"end"
+        assert digest.results() == {
+            "sha256": hashlib.sha256(body).hexdigest(), "md5": hashlib.md5(body).hexdigest(),
+        }  # fmt: skip
