@@ -284,6 +284,9 @@ def run(argv: Sequence[str]) -> int:
 def _fail(e: BaseException, options: Globals) -> int:
     if isinstance(e, click.exceptions.Exit):
         return e.exit_code
+    if isinstance(e, click.exceptions.NoArgsIsHelpError) and not options.as_json:
+        click.echo(e.format_message(), err=True)  # our own help, not somebody's words
+        return 2
     if isinstance(e, BrokenPipeError) or (isinstance(e, SystemExit) and e.code == 1):
         # Whoever read our output has gone; nothing more can be said to them. Click says so by exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

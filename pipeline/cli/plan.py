@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import click
@@ -55,7 +56,7 @@ def show(options: Globals, case_id: str, where: Target, *, copy: bool) -> int:
             *table(("STEP", "CALLS", "BYTES", "MINUTES", "USD", "USD A MONTH", "WHAT"),
                    [(s.name, sum(s.calls.values()), human(s.size), f"{s.seconds / 60:.1f}",
                      f"{s.usd:.2f}", f"{s.monthly:.2f}", s.about) for s in made.steps]),
-            f"in all {document['calls']} calls, {made.seconds / 60:.0f} minutes, "
+            f"in all {document['calls']} calls, {math.ceil(made.seconds / 60)} minutes, "
             f"{document['usd']} USD and {document['usd_a_month']} USD a month (assumed prices)",
             *(f"  GAP: {gap}" for gap in observed.gaps),
         ],

@@ -79,6 +79,15 @@ def test_examples_in_the_help_stand_on_lines_of_their_own(impound):
     assert "\\b" not in impound("completion", "--help").out
 
 
+@pytest.mark.parametrize("group", ["key", "case", "item", "acquire", "plan"])
+def test_a_group_alone_shows_its_help(impound, group):
+    done = impound(group)
+    assert done.code == 2
+    assert done.err.startswith(f"Usage: impound {group}")
+    assert "\\x0a" not in done.err
+    assert impound("--json", group).code == 2
+
+
 def test_alias_and_unknown_command(impound):
     assert set(ALIASES.values()) <= set(COMMANDS)
     assert impound("analyze", "--help").code == 0
