@@ -268,6 +268,14 @@ class FakeSet:
         return []
 
 
+def assert_broken(world, about="", **how):
+    verdict = world.verify(**how)
+    assert verdict.outcome == "broken"
+    assert verdict.exit_code == 10
+    assert any(about in str(f) for f in verdict.findings), verdict.findings
+    return verdict
+
+
 # -- damage ----------------------------------------------------------------------------------------
 
 
