@@ -3,20 +3,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from evidence_store.case import CaseState
-from evidence_store.errors import SigningKeyError
+from evidence_store.errors import IntegrityError, SigningKeyError, StoreError
 from evidence_store.ledger import Draft
 from evidence_store.model import Authority, CustodyEvent, clean
 from evidence_store.sign import PublicKey
-from evidence_store.store import check_case_id
+from evidence_store.store import Case, check_case_id
 from pipeline.cli.base import Command, Globals, Group, human, pass_globals, receipt, table
 from pipeline.errors import UsageError
+from pipeline.lineage import Link, lineage
 
 
 @click.group(cls=Group)
@@ -132,10 +133,12 @@ def show(options: Globals, case_id: str) -> None:
     found = options.read_case(checked(case_id))
     state, checkpoint = found.state, found.latest_checkpoint()
     entries = [_entry(e.event, e.sha256) for e in found.ledger.entries]
+    chains = _lineages(found)
     items: list[dict[str, Any]] = [
         {
             "item": i.item_id, "kind": i.kind, "source": i.source, "state": i.state,
             "intents": [{"seq": n.seq, "outcome": _outcome(n.outcome)} for n in i.intents],
+            "lineage": [link.document() for link in chains.get(i.item_id, ())],
         }
         for i in state.items.values()
     ]  # fmt: skip
@@ -160,6 +163,7 @@ def show(options: Globals, case_id: str) -> None:
                [(i["item"], i["kind"], i["state"],
                  ", ".join(n["outcome"] for n in i["intents"]) or "-",
                  i["source"]) for i in items]),
+        *_chained(chains),
         "",
         *table(("KEY", "USE", "SINCE ENTRY", "REVOKED BY", "FINGERPRINT"),
                [(k.allowed.kid, k.allowed.use, k.since,
@@ -171,6 +175,31 @@ def show(options: Globals, case_id: str) -> None:
                  ": ".join(filter(None, (e["step"], e["note"])))) for e in entries]),
     ]  # fmt: skip
     options.result(document, lines)
+
+
+def _lineages(found: Case) -> dict[str, list[Link]]:
+    """Item -> where it comes from, of those that were read from a snapshot."""
+    events = list(found.ledger.events)
+    chains: dict[str, list[Link]] = {}
+    for record in found.state.items.values():
+        if record.kind == "disk" and record.acquired:
+            try:
+                source = found.manifest(record.item_id).source
+            except (StoreError, IntegrityError) as e:  # the ledger is shown all the same
+                chains[record.item_id] = [Link("item", record.item_id, f"unknown: {e}", None)]
+                continue
+            if chain := lineage(record.item_id, source, events):
+                chains[record.item_id] = chain
+    return chains
+
+
+def _chained(chains: Mapping[str, list[Link]]) -> list[str]:
+    if not chains:
+        return []
+    rows = [(item if n == 0 else "", "-" if link.entry is None else link.entry,
+             f"{'  ' * n}{'→ ' if n else ''}{link}")
+            for item, chain in chains.items() for n, link in enumerate(chain)]  # fmt: skip
+    return ["", *table(("ITEM", "ENTRY", "LINEAGE"), rows)]
 
 
 def _received(state: CaseState) -> list[str]:

@@ -100,6 +100,24 @@ def test_an_instance_with_two_volumes(take, cloud, images, aws_server, zone):
     assert {s["SnapshotId"] for s in locked} == {r["copy"] for r in rows}
 
 
+def test_case_show_tells_where_an_item_comes_from(take, cloud):
+    (row, _) = take().json["volumes"]
+    chain = next(
+        i["lineage"] for i in cloud("--json", "case", "show", "T-1").json["items"]
+        if i["item"] == row["item"]
+    )  # fmt: skip
+    assert [(link["what"], link["id"]) for link in chain] == [
+        ("volume", row["volume"]), ("snapshot", row["snapshot"]), ("share", AUDIT),
+        ("copy", row["copy"]), ("item", row["item"]),
+    ]  # fmt: skip
+    assert all(isinstance(link["entry"], int) for link in chain)
+    assert chain[0]["about"].startswith(f"{row['device']}, i-")
+    assert "locked (governance) until " in chain[1]["about"]
+    assert chain[-1]["about"] == "read whole and equal"
+    shown = cloud("case", "show", "T-1").out
+    assert f"→ copy {row['copy']} ({AUDIT}, locked (governance) until " in shown
+
+
 def test_again_makes_nothing_and_reads_nothing(take, cloud, aws_server):
     take()
     calls = len(aws_server.calls())
