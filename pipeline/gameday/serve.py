@@ -143,6 +143,7 @@ def _images(folder: Path, stack: contextlib.ExitStack) -> tuple[list[Path], list
 def _settings(seeded: Seeded) -> list[str]:
     return [
         _MARK,
+        f'store = "{seeded.store}"',  # where the sealer seals
         "[aws]",
         f'audit_account = "{seeded.store_key.split(":")[4]}"',
         f'log_archive_account = "{seeded.checkpoint_key.split(":")[4]}"',

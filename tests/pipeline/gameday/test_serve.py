@@ -121,6 +121,7 @@ def test_its_settings_are_settings(serve, env_file, home, impound, monkeypatch):
         ("signing.checkpoint_key", "SIGN_VERIFY"),
     ):
         assert kms.describe_key(KeyId=shown[name])["KeyMetadata"]["KeyUsage"] == usage
+    assert shown["store"] == f"s3://{EVIDENCE_BUCKET}"
     assert shown["signing.sealer"] == (
         f"arn:aws:lambda:eu-central-1:{LOG_ARCHIVE}:function:{SEALER}"
     )
