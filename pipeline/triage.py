@@ -13,7 +13,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -32,8 +32,9 @@ from evidence_store.errors import Error
 from evidence_store.model import clean
 from evidence_store.store import Case
 from evidence_store.transfer import Member, Progress
-from pipeline import steps
+from pipeline import artifacts, steps
 from pipeline.accounts import Accounts
+from pipeline.errors import UsageError
 
 MAX_FILE = 256 << 20
 MAX_TOTAL = 2 << 30
@@ -44,6 +45,7 @@ _MAX_FOUND = 200_000
 _IN_MANIFEST = 200
 _CHUNK = 1 << 20
 _LIMITS = Limits(cpu_s=1800, wall_s=3600)
+_SYSTEMS = {"ext": "Linux", "xfs": "Linux", "ntfs": "Windows", "fat": "", "exfat": ""}
 _TYPES = {"dir": "directory"}
 _NUMBERS = ("inode", "size", "mode", "uid", "gid", "links")
 _TIMES = ("mtime", "atime", "ctime", "btime")
@@ -55,8 +57,8 @@ class Request:
 
     Attributes:
         patterns: as `analysis.walk.paths.parse` takes them.
-        origins: of each pattern, what asked for it, if that was not a person (an artifact's name).
-        ignored: patterns that need not match, by number (one of an artifact's many places).
+        artifacts: names in the place of patterns, which follow from what the snapshot holds.
+        origins: of each pattern, the artifact that it is of.
     """
 
     patterns: tuple[str, ...]
@@ -169,8 +171,7 @@ class SnapshotTriage:
     """One snapshot looked into by one case.
 
     Attributes:
-        expand: given the reader of a request, returns the request to be made in earnest (artifacts
-            name places that depend on what the snapshot holds).
+        limits: of the child.
     """
 
     case: Case
@@ -187,7 +188,6 @@ class SnapshotTriage:
         *,
         take: bool = True,
         again: bool = False,
-        expand: Callable[[Callable[[Request], tuple[Looked, Path]]], Request] | None = None,
     ) -> Triage:
         """Look for what is asked; with `take`, take it into custody.
 
@@ -195,7 +195,6 @@ class SnapshotTriage:
             request: what is looked for.
             take: whether to take it, or only to say what there is.
             again: do it even if it was done before.
-            expand: makes the request from a first look; `request` is what it is known by.
 
         Raises: AcquisitionError, AnalysisError, StoreError, PipelineError.
         """
@@ -210,7 +209,7 @@ class SnapshotTriage:
             begun = steps.begin(self.case, step, self._key(request), patterns=_listed(request))
         try:
             with ExitStack() as stack:
-                triage = self._look(stack, request, expand, facts, take=take)
+                triage = self._look(stack, request, facts, take=take)
                 self._keep(triage, again=again, take=take)
         except Error as e:
             steps.failed(self.case, begun, str(e))
@@ -246,13 +245,11 @@ class SnapshotTriage:
         done.fetched, done.blocks = _whole(data, "fetched"), _whole(data, "blocks")
         done.partial = bool(_whole(data, "gaps"))
         if not item:
-            done.unmatched = [*request.patterns]
+            done.unmatched = _unmatched(request, set())
         return done
 
     def _look(
-        self, stack: ExitStack, request: Request,
-        expand: Callable[[Callable[[Request], tuple[Looked, Path]]], Request] | None,
-        facts: dict[str, JsonValue], *, take: bool,
+        self, stack: ExitStack, request: Request, facts: dict[str, JsonValue], *, take: bool
     ) -> Triage:  # fmt: skip
         account, region = self.target.account, self.target.region
         session = self.accounts.session(account)
@@ -280,9 +277,21 @@ class SnapshotTriage:
             looked.outcome = child.run()
             return looked, folder / "out"
 
-        if expand:
-            request = expand(look)
+        left_out: list[str] = []
+        if request.artifacts:
+            first, folder = look(replace(request, patterns=(artifacts.PASSWD,)))
+            systems = {_SYSTEMS[v["kind"]] for v in first.volumes if v["fs"]} - {""}
+            there = artifacts.places(request.artifacts, systems, _passwd(first, folder))
+            left_out = there.left_out
+            if len(there.patterns) > MAX_PATTERNS:
+                raise UsageError(f"these artifacts have more than {MAX_PATTERNS} places",
+                                 hint="name fewer of them at a time")  # fmt: skip
+            request = replace(request, patterns=tuple(there.patterns), origins=tuple(there.origins))
         looked, self._folder = look(request, content=take)
+        looked.coverage += [
+            {"volume": "", "level": "limit", "what": "content", "path": "", "count": 1,
+             "reason": clean(why, 400)} for why in left_out
+        ]  # fmt: skip
         triage = Triage(self.target, request, image.size, looked=looked)
         triage.fetched = image.received.bytes
         triage.blocks = image.received.checked + image.received.mismatched + image.received.lost
@@ -325,9 +334,19 @@ class SnapshotTriage:
         triage.partial = taken.manifest.result != "ok"
 
 
+def _passwd(looked: Looked, folder: Path) -> bytes:
+    """Return the passwd(5) of the evidence, each if there are several; up to 1 MiB of it."""
+    found = b""
+    for member in looked.found:
+        if member["object"] is not None:
+            with open(open_part(folder, f"{FILES}/{member['object']:08d}"), "rb") as f:  # noqa: PTH123
+                found += f.read(1 << 20) + b"\n"
+    return found
+
+
 def _unmatched(request: Request, matched: set[int]) -> list[str]:
     """Return the patterns that named nothing; of an artifact, only if none of its did."""
-    if not request.origins:
+    if not request.artifacts:
         return [p for n, p in enumerate(request.patterns) if n not in matched]
     hit = {request.origins[n] for n in matched if n < len(request.origins)}
     return [f"artifact {name}" for name in request.artifacts if name not in hit]
@@ -424,7 +443,7 @@ class _Files:
         self.facts: Mapping[str, JsonValue] = {
             **triage.facts, "type": "files of an EBS snapshot", "arn": triage.target.arn,
             "patterns": [clean(p, 300) for p in request.patterns],
-            **({"artifacts": list(request.artifacts)} if request.artifacts else {}),
+            "artifacts": list(request.artifacts), "artifacts_version": artifacts.VERSION,
             "unmatched": [clean(p, 300) for p in triage.unmatched],
             "max_file": request.max_file, "max_total": request.max_total,
             "volumes": looked.volumes[:_IN_MANIFEST],  # type: ignore[dict-item]

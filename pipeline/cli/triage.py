@@ -52,6 +52,8 @@ def _continues(option: str, word: str) -> bool:
 @target_options
 @click.option("--paths", multiple=True, metavar="PATTERN...",
               help="Absolute paths; * ? [...] in a name, ** for any directories.")  # fmt: skip
+@click.option("--artifacts", "names", multiple=True, metavar="NAME...",
+              help="ForensicArtifacts definitions (impound triage artifacts).")  # fmt: skip
 @click.option("--list", "only_list", is_flag=True, help="Say what there is; take nothing.")
 @click.option("--max-file", type=click.IntRange(1), metavar="MIB", default=256, show_default=True,
               help="Largest file taken.")  # fmt: skip
@@ -61,21 +63,25 @@ def _continues(option: str, word: str) -> bool:
 @pass_globals
 def snapshot(
     options: Globals, target: str, case_id: str, account: str, region: str,
-    paths: tuple[str, ...], only_list: bool, max_file: int, max_total: int, again: bool,
+    paths: tuple[str, ...], names: tuple[str, ...], only_list: bool, max_file: int, max_total: int, again: bool,
 ) -> int:  # fmt: skip
     """Take files out of an EBS snapshot, fetching only the blocks that are needed.
 
     TARGET is a completed snapshot. Exit 3: a pattern matched nothing, or something was not seen.
     """
+    from pipeline import artifacts
     from pipeline.triage import Request, SnapshotTriage
 
     where = parsed(options, target, account, region)
     if where.kind != "snapshot":
         raise UsageError(f"{where.resource_id} is no snapshot", hint="acquire volume makes one")
-    if not paths:
-        raise UsageError("nothing is asked for", hint="name files with --paths")
+    if bool(paths) == bool(names):
+        raise UsageError("name files by --paths, or artifacts by --artifacts; not both",
+                         hint="for example --paths /etc/passwd '/root/.ssh/*'")  # fmt: skip
     _check(paths)
-    request = Request(tuple(dict.fromkeys(paths)), max_file << 20, max_total << 20)
+    request = Request(
+        tuple(dict.fromkeys(paths)), max_file << 20, max_total << 20, artifacts.check(names)
+    )
     case = options.open_store(writing=True).case(checked(case_id))
     with options.progress(where.resource_id) as progress:
         done = SnapshotTriage(
@@ -92,6 +98,17 @@ def snapshot(
         raise AnalysisError(f"the reader ended early: {done.looked.died}{kept}",
                             hint="run the same command again for the rest")  # fmt: skip
     return 3 if done.gaps or done.partial else 0
+
+
+@triage.command("artifacts")
+@click.argument("word", default="", metavar="[WORD]")
+@pass_globals
+def artifacts_(options: Globals, word: str) -> None:
+    """List the artifacts that have files, those with WORD in their names."""
+    from pipeline.artifacts import VERSION, names
+
+    found = [name for name in names() if word.lower() in name.lower()]
+    options.result({"version": VERSION, "artifacts": found}, found)
 
 
 def _check(paths: tuple[str, ...]) -> None:

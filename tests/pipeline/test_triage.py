@@ -253,6 +253,33 @@ def test_what_stands_in_the_ledger(triage, cloud):
     assert done["data"]["fetched"] > 0
 
 
+def test_artifacts_by_name_with_the_users_of_the_snapshot(triage, cloud, content):
+    done = triage("--artifacts", "LinuxPasswdFile", "BashShellHistoryFile")
+    assert done.code == 0, done.out + done.err
+    taken = members(cloud)
+    assert {"/etc/passwd", "/home/ann/.bash_history", "/srv/app/.bash_history"} <= set(taken)
+    assert done.json["artifacts"] == ["LinuxPasswdFile", "BashShellHistoryFile"]
+    assert triage("--artifacts", "LinuxPasswdFile", "BashShellHistoryFile").json["existing"]
+
+
+def test_an_artifact_that_is_not_there(triage):
+    done = triage("--artifacts", "LinuxPasswdFile", "DockerContainerConfig", text=True)
+    assert done.code == 3
+    assert "artifact DockerContainerConfig" in done.out
+
+
+def test_an_artifact_of_no_known_name(triage):
+    done = triage("--artifacts", "LinuxPaswdFile", text=True)
+    assert done.code == 2
+    assert "LinuxPasswdFile" in done.err
+
+
+def test_the_list_of_artifacts(impound):
+    done = impound("triage", "artifacts", "passwd")
+    assert done.code == 0
+    assert "LinuxPasswdFile" in done.out.splitlines()
+
+
 def test_a_block_that_is_lost_is_a_gap(triage, aws_server):
     first = triage("--paths", "/big", "--list")
     assert first.code == 0
@@ -303,7 +330,8 @@ def test_another_account(cloud, zone):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ((), "--paths"),
+        ((), "--artifacts"),
+        (("--paths", "/a", "--artifacts", "LinuxPasswdFile"), "not both"),
         (("--paths", "etc/passwd"), "absolute"),
         (("--paths", "/a/../b"), ".."),
         (("--paths", "/"), "root"),
