@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import importlib
 import json
 import os
@@ -49,6 +50,7 @@ from evidence_store import landlock, seccomp
 from evidence_store.errors import ChildError, Error, IntegrityError
 from evidence_store.item import SegmentFile
 from evidence_store.model import clean
+from evidence_store.transfer import UnreadableError
 
 _MESSAGE = 128 << 10
 _STDERR_TAIL = 4000
@@ -80,7 +82,10 @@ class Objects(Protocol):
     """Opens the objects of one item, verified: `evidence_store.item.VerifiedSegments`."""
 
     def open_object(self, name: str) -> int | None:
-        """Return a read-only descriptor, or None if the object is not stored."""
+        """Return a read-only descriptor, or None if the object is not stored.
+
+        Raises: UnreadableError for what its source does not give; the child sees EIO.
+        """
 
 
 @dataclass(frozen=True)
@@ -236,7 +241,11 @@ class Child:
         if item not in self.items:
             sock.send(b"\x02not an item of this job")
             return
-        fd = self.items[item][2].open_object(name)
+        try:
+            fd = self.items[item][2].open_object(name)
+        except UnreadableError as e:
+            sock.send(b"\x03" + clean(e.strerror or "unreadable", 1000).encode())
+            return
         if fd is None:
             sock.send(b"\x01")
             return
@@ -389,7 +398,7 @@ class Channel:
     def open_object(self, item: str, name: str) -> int | None:
         """Return a descriptor of a verified object, None if it is not stored.
 
-        Raises: IntegrityError if the parent refuses.
+        Raises: IntegrityError if the parent refuses; OSError if its source cannot be read.
         """
         self._send({"message_type": "open", "item": item, "object": name})
         answer, fds, _, _ = socket.recv_fds(self._sock, 4096, 1)
@@ -398,6 +407,8 @@ class Channel:
             return fds[0]
         if answer[:1] == b"\x01":
             return None
+        if answer[:1] == b"\x03":
+            raise OSError(errno.EIO, answer[1:].decode("utf-8", "replace"))
         raise IntegrityError(answer[1:].decode("utf-8", "replace") or "the channel is closed")
 
     def send(self, kind: str, **fields: Any) -> None:

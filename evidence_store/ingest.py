@@ -270,9 +270,9 @@ class Ingest:
         notes = list(taken.notes)
         if isinstance(self.source, Concluding):
             notes += self.source.conclude(taken.content)
-        if segments.size == 0:
+        if segments.size == 0 and not (taken.members and taken.members.count):
             notes.append("the source is empty")
-        elif taken.holes_bytes == segments.size:
+        elif segments.size and taken.holes_bytes == segments.size:
             notes.append("every byte of the source is zero")
         partial = bool(taken.gaps or changes or notes)
         return Manifest(

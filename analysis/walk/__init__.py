@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Protocol
 from analysis.image import WALKABLE, volumes
 from analysis.walk.content import DamagedError, Hasher, Serial
 from analysis.walk.ext import ExtWalk
+from analysis.walk.paths import Tree
 from analysis.walk.rows import Recorder, Sink, line
 from analysis.walk.tsk import TSK_ERRORS, TskWalk
 from analysis.walk.xfs import XfsWalk
@@ -31,19 +32,22 @@ if TYPE_CHECKING:
 
     from analysis.image import Readable, Volume
 
-__all__ = ["Sink", "Summary", "walk_image"]
+__all__ = ["READERS", "Sink", "Summary", "Walk", "walk_image"]
 
 
-class _Walk(Protocol):
+class Walk(Tree, Protocol):
+    """A reader of one file system."""
+
     kind: str
 
-    def run(self, out: Recorder) -> None: ...
+    def run(self, out: Recorder) -> None:
+        """Record everything."""
 
 
 _OURS = version("impound")
 _WITH_TSK = f"{_OURS} (pytsk3 {version('pytsk3')})"
 _ABOUT = "impound.image", _WITH_TSK
-_READERS: dict[str, tuple[Callable[[Serial, Volume], _Walk], tuple[str, str]]] = {
+READERS: dict[str, tuple[Callable[[Serial, Volume], Walk], tuple[str, str]]] = {
     "ext": (ExtWalk, ("impound.ext", _OURS)),
     "xfs": (XfsWalk, ("impound.xfs", _OURS)),
     "ntfs": (TskWalk, ("impound.tsk", _WITH_TSK)),
@@ -104,7 +108,7 @@ def _walk(image: Serial, volume: Volume, out: Recorder) -> None:
         what = "unallocated" if volume.kind == "unallocated" else "volume"
         out.gap(what, volume.reason, offset=offset, length=length)
         return
-    reader, out.tool = _READERS[volume.kind]
+    reader, out.tool = READERS[volume.kind]
     try:
         walk = reader(image, volume)
     except (DamagedError, *TSK_ERRORS) as error:

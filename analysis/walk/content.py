@@ -197,7 +197,7 @@ class Hasher:
         done = 0
         update: Future[None] | None = None
         try:
-            for piece in content.chunks() if content.chunks else self._pieces(content):
+            for piece in content.chunks() if content.chunks else self.pieces(content):
                 done += len(piece)
                 if pool is None:
                     digest.update(piece)
@@ -219,7 +219,8 @@ class Hasher:
             content.state = "unreadable"
             content.reason = f"{done} of {content.size} bytes could be read"
 
-    def _pieces(self, content: Content) -> Iterator[bytes | memoryview]:
+    def pieces(self, content: Content) -> Iterator[bytes | memoryview]:
+        """Yield content that lies in extents. Raises: DamagedError, OSError."""
         at = 0
         extents = content.extents
         if extents is WHOLE:

@@ -86,6 +86,50 @@ class ExtWalk:
         for reason in sb.restored:
             out.gap("file-system", reason)
 
+    # -- `analysis.walk.paths.Tree` ----------------------------------------------------------------
+
+    root = _ROOT
+    folds = False
+
+    def begin(self, out: Recorder) -> None:
+        """See `Tree.begin`."""
+        sb = self.super
+        if sb.incompat & 0x4:
+            out.limit(
+                "file-system", "journal not replayed: the last seconds of writes may be missing"
+            )
+        if sb.incompat & 0x8:
+            out.gap("file-system", "this is a journal device, it holds no files")
+        out.truncated(self._image.size, self._volume.offset + sb.blocks * sb.block)
+
+    def listed(self, inum: int, failed: list[str]) -> Iterator[tuple[bytes, int, None]]:
+        """See `Tree.listed`."""
+        inode = self.super.inode(inum)
+        names = self.super.names(inode, failed) if inode else iter(())
+        for raw, number, live in guarded(names, failed, (DamagedError, OSError)):
+            if not live:  # they come last
+                return
+            yield raw, number, None
+
+    def look(self, out: Recorder, place: Place, raw: bytes, inum: int, _found: None) -> bool:
+        """See `Tree.look`."""
+        return self._name(out, place, raw, inum, live=True) is not None
+
+    def small(self, entry: Entry) -> bytes:
+        """See `Tree.small`: inline data."""
+        inode = self.super.inode(entry.inode or 0)
+        data = self.super.inline(inode) if inode else None
+        if data is None:
+            raise DamagedError("inline data is damaged")
+        return data
+
+    def end(self, out: Recorder) -> None:
+        """See `Tree.end`."""
+        for reason in self.super.restored:
+            out.gap("file-system", reason)
+
+    # ----------------------------------------------------------------------------------------------
+
     def _names(self, out: Recorder, descent: Descent, stack: list[tuple[Place, Inode]]) -> None:
         """Record what lies below the directories in `stack`."""
         while stack:

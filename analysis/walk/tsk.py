@@ -28,7 +28,15 @@ import pytsk3
 
 from analysis.image import TskImage
 from analysis.walk import lznt1
-from analysis.walk.content import EMPTY, HOLE, Content, Extent, broken, laid_out
+from analysis.walk.content import (
+    EMPTY,
+    HOLE,
+    Content,
+    DamagedError,
+    Extent,
+    broken,
+    laid_out,
+)
 from analysis.walk.rows import bare_name, line
 from analysis.walk.tree import Descent, Place, below, guarded, text
 
@@ -36,7 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from analysis.image import Readable, Volume
-    from analysis.walk.rows import Recorder
+    from analysis.walk.rows import Entry, Recorder
 
 _Times = tuple[int | None, int | None, int | None, int | None]
 
@@ -126,13 +134,8 @@ class TskWalk:
 
     def run(self, out: Recorder) -> None:
         """Record every name that TSK knows."""
-        info = self._fs.info
-        size = int(info.block_count) * self._block
-        out.truncated(self._image.size, self._volume.offset + size)
-        if not self._ntfs:
-            out.limit("file-system", "times are local times of the system that wrote them, given "
-                      "as if they were UTC")  # fmt: skip
-        root = int(info.root_inum)
+        self.begin(out)
+        root = self.root
         descent = Descent(out, root)
         self._root(out, root)
         stack = [Place(root, "", None, 0)]
@@ -160,9 +163,61 @@ class TskWalk:
             # $OrphanFiles comes last: what has a place in the tree is recorded there.
             inner.sort(key=lambda one: one.inode != self._orphans)
             stack += reversed(inner) if place.inode != root else inner
+        self.end(out)
+
+    # -- `analysis.walk.paths.Tree` ----------------------------------------------------------------
+
+    folds = True
+
+    @property
+    def root(self) -> int:
+        """See `Tree.root`."""
+        return int(self._fs.info.root_inum)
+
+    def begin(self, out: Recorder) -> None:
+        """See `Tree.begin`."""
+        size = int(self._fs.info.block_count) * self._block
+        out.truncated(self._image.size, self._volume.offset + size)
+        if not self._ntfs:
+            out.limit("file-system", "times are local times of the system that wrote them, given "
+                      "as if they were UTC")  # fmt: skip
+
+    def listed(self, inum: int, failed: list[str]) -> Iterator[tuple[bytes, int, Any]]:
+        """See `Tree.listed`."""
+        for entry in listing(self._fs, inum, failed):
+            found = entry.info.name
+            raw, number = bytes(found.name), int(found.meta_addr)
+            named = int(found.flags) & _NAME_LIVE and number != self._orphans
+            if named and raw and raw not in (b".", b".."):
+                yield raw, number, entry
+        self._tsk.check()
+
+    def look(self, out: Recorder, place: Place, raw: bytes, inum: int, found: Any) -> bool:
+        """See `Tree.look`."""
+        entered = self._record(out, place, found, raw, inum)
+        self._tsk.check()
+        return entered
+
+    def small(self, entry: Entry) -> bytes:
+        """See `Tree.small`: resident data."""
+        try:
+            file = self._fs.open_meta(inode=entry.inode)
+            for one in file:
+                label = text(bytes(one.info.name))[0] if self._ntfs and one.info.name else None
+                if label == entry.stream and (not self._ntfs or int(one.info.type) == _DATA):
+                    size = int(one.info.size) if self._ntfs else entry.size
+                    return bytes(file.read_random(0, size, one.info.type, one.info.id))
+        except TSK_ERRORS as error:
+            raise DamagedError(line(error)) from error
+        raise DamagedError("its data attribute is not there")
+
+    def end(self, out: Recorder) -> None:
+        """See `Tree.end`."""
         if self._tsk.failed:
             offset, length = self._tsk.failed
             out.gap("image", "read error", offset=offset, length=length)
+
+    # ----------------------------------------------------------------------------------------------
 
     def _root(self, out: Recorder, root: int) -> None:
         try:

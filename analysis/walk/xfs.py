@@ -390,9 +390,7 @@ class XfsWalk:
         """Record every name, then the inodes in use that have none."""
         sb = self.super
         out.total = sb.used
-        out.truncated(self._image.size, self._volume.offset + sb.blocks * sb.block)
-        if sb.incompat & ~0x2FF:
-            out.gap("file-system", f"unknown incompatible features {sb.incompat:#x}")
+        self._shape(out)
         self._log(out)
         root = self._record(out, Place(0, "", None, 0), b"", sb.root)
         descent = Descent(out, sb.root)
@@ -415,6 +413,49 @@ class XfsWalk:
                 out.gap("directory", reason, path=where, kind=reason)
             stack += reversed(inner)
         self._unlinked(out)
+
+    # -- `analysis.walk.paths.Tree` ----------------------------------------------------------------
+
+    folds = False
+
+    @property
+    def root(self) -> int:
+        """See `Tree.root`."""
+        number: int = self.super.root
+        return number
+
+    def begin(self, out: Recorder) -> None:
+        """See `Tree.begin`. The log is not read to its end here, which may take 2 GiB."""
+        self._shape(out)
+        out.limit("file-system", "log neither judged nor replayed: the last seconds of writes may "
+                  "be missing")  # fmt: skip
+
+    def listed(self, inum: int, failed: list[str]) -> Iterator[tuple[bytes, int, None]]:
+        """See `Tree.listed`."""
+        inode = self.super.inode(inum)
+        names = guarded(self.super.names(inode, failed), failed, (DamagedError, OSError))
+        for raw, number in names:
+            yield raw, number, None
+
+    def look(self, out: Recorder, place: Place, raw: bytes, inum: int, _found: None) -> bool:
+        """See `Tree.look`."""
+        inode = self._record(out, place, raw, inum)
+        return inode is not None and inode.mode & 0xF000 == 0x4000
+
+    def small(self, entry: Entry) -> bytes:
+        """See `Tree.small`."""
+        raise DamagedError(f"XFS keeps no content in inode {entry.inode}")
+
+    def end(self, out: Recorder) -> None:
+        """See `Tree.end`."""
+
+    # ----------------------------------------------------------------------------------------------
+
+    def _shape(self, out: Recorder) -> None:
+        sb = self.super
+        out.truncated(self._image.size, self._volume.offset + sb.blocks * sb.block)
+        if sb.incompat & ~0x2FF:
+            out.gap("file-system", f"unknown incompatible features {sb.incompat:#x}")
 
     def _log(self, out: Recorder) -> None:
         """Say what is not seen because the log is not replayed, or cannot be judged."""

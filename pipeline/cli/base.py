@@ -44,6 +44,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "key": ("pipeline.cli.key", "Signing keys: make, show, allow, revoke."),
     "seal": ("pipeline.cli.case", "Sign a checkpoint over a case's ledger."),
     "acquire": ("pipeline.cli.acquire", "Acquire volumes from AWS into custody."),
+    "triage": ("pipeline.cli.triage", "Take single files out of a snapshot."),
     "plan": ("pipeline.cli.plan", "Say what an acquisition would do."),
     "ingest": ("pipeline.cli.ingest", "Take a file, device, directory or stream into custody."),
     "item": ("pipeline.cli.item", "List items and read them back."),
