@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -162,6 +163,61 @@ def _take(
     if any(o.broken for o in outcomes):
         return 10
     return 0 if all(o.complete for o in outcomes) else 3
+
+
+@acquire.command()
+@click.argument("case_id", metavar="CASE")
+@_DRY
+@pass_globals
+def cleanup(options: Globals, case_id: str, dry_run: bool) -> int:
+    """Delete what CASE made in member accounts and no longer needs.
+
+    Only snapshots that this case made, whose Audit copy is proved equal and there, whose item
+    verifies, and whose lock has ended. Shares with the Audit account are taken back.
+    """
+    from pipeline.cleanup import Cleanup
+    from pipeline.run import Run
+
+    session = options.session
+    if not session.settings.aws.audit_account:
+        raise ConfigError("cleanup needs aws.audit_account", hint="set it in the table [aws]")
+    case = options.open_store(writing=not dry_run).case(checked(case_id))
+    with contextlib.closing(
+        Run(case, session.accounts(case_id), session.settings, options.say)
+    ) as run:
+        work = Cleanup(run)
+        judged = work.look()
+        free = [each.made.snapshot for each in judged if not each.gone and not each.why]
+        checkpoint = None
+        if not dry_run:
+            if free:
+                _confirm(options, free)
+            for each in judged:
+                work.delete(each)
+                if each.deleted:
+                    options.say(f"{each.made.snapshot} deleted")
+            checkpoint = options.seal(case)
+    shown = [each for each in judged if each.deleted or not each.gone]
+    options.result(
+        {"case": case_id, "snapshots": [each.document() for each in shown],
+         "would_delete": free if dry_run else [],
+         "receipt": receipt(checkpoint) if checkpoint else None},
+        table(("SNAPSHOT", "ACCOUNT", "COPY", "ITEM", "WHAT"),
+              [(j.made.snapshot, j.made.account, j.copy or "-", j.item or "-",
+                "deleted" if j.deleted else f"kept: {j.why}" if j.why else "to be deleted")
+               for j in shown]) if shown else ["nothing to clean up"],
+    )  # fmt: skip
+    return 3 if any(each.why and each.made.mark for each in shown) else 0
+
+
+def _confirm(options: Globals, snapshots: list[str]) -> None:
+    """Ask, unless --yes answers. Raises: UsageError if there is nobody to ask."""
+    if options.yes:
+        return
+    options.say("to be deleted: " + " ".join(snapshots))
+    if not sys.stdin.isatty():
+        raise UsageError("nobody is there to confirm this", hint="look with --dry-run, then --yes")
+    click.confirm(f"Delete {len(snapshots)} snapshots in member accounts?", abort=True, err=True)
 
 
 @contextlib.contextmanager
