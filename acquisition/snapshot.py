@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -37,11 +38,22 @@ _VISIBLE_S = 60.0
 _FLAPS = 60  # failed looks in a row, about a quarter of an hour
 PAUSE_S = 2.0  # between looks
 _CLOCK = timedelta(minutes=5)
+# A quota is full for now; nothing was made. Waiting mends it.
+_FULL = {
+    "ConcurrentSnapshotLimitExceeded", "RequestLimitExceeded", "ResourceLimitExceeded",
+    "SnapshotCreationPerVolumeRateExceeded",
+}  # fmt: skip
+_FULL_S = 24 * 3600.0
+_LONGEST_PAUSES = 15
 _GONE = {"InvalidSnapshot.NotFound", "InvalidSnapshotID.NotFound"}
 
 
 class KeyDeniedError(AcquisitionError):
     """A KMS key does not let a snapshot be shared or copied."""
+
+
+class ManagedKeyError(KeyDeniedError):
+    """The key that AWS manages for EBS: what it encrypts cannot be shared."""
 
 
 class UnreachableError(AcquisitionError):
@@ -82,7 +94,7 @@ class Observed:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A snapshot as AWS describes it. `kms_key` is "" if it is not encrypted."""
+    """A snapshot as AWS describes it. `kms_key` is "" if it is not encrypted; `mark`: its nonce."""
 
     snapshot_id: str
     volume_id: str
@@ -92,6 +104,7 @@ class Snapshot:
     kms_key: str
     started: datetime
     message: str = ""
+    mark: str = ""
 
     @property
     def facts(self) -> dict[str, str | int]:
@@ -270,19 +283,37 @@ class Ec2:
         """Make the snapshots; return their ids, or none if the answer was lost."""
         try:
             if observed.instance:
-                answer = self.once.create_snapshots(
+                answer = self._within_quota(
+                    self.once.create_snapshots,
                     InstanceSpecification={"InstanceId": observed.instance},
                     TagSpecifications=specification,
                 )  # fmt: skip
                 return [one["SnapshotId"] for one in answer["Snapshots"]]
-            answer = self.once.create_snapshot(
-                VolumeId=observed.volumes[0].volume_id, TagSpecifications=specification
-            )
+            answer = self._within_quota(
+                self.once.create_snapshot, VolumeId=observed.volumes[0].volume_id,
+                TagSpecifications=specification,
+            )  # fmt: skip
             return [answer["SnapshotId"]]
         except failures() as e:
             if Failure(e).may_have_happened:
                 return []
             raise _error(e, f"freeze {observed.instance or observed.volumes[0].volume_id}") from e
+
+    def _within_quota(self, call: Callable[..., Any], **asked: Any) -> Any:
+        """Make a call; while AWS says that a quota is full, wait longer and longer.
+
+        AWS refuses so before it does anything, so the call may be made again.
+        """
+        waited, pauses = 0.0, 1
+        while True:
+            try:
+                return call(**asked)
+            except failures() as e:
+                if Failure(e).code not in _FULL or waited >= _FULL_S:
+                    raise
+            self.sleep(pauses * PAUSE_S * random.uniform(0.5, 1))  # noqa: S311
+            waited += pauses * 2
+            pauses = min(_LONGEST_PAUSES, pauses * 2)
 
     def _await_made(self, ids: list[str]) -> dict[str, Snapshot]:
         """Return volume id -> snapshot of what a call made, as soon as all of it shows."""
@@ -324,6 +355,25 @@ class Ec2:
         if not held:
             raise AcquisitionError(f"snapshot {snapshot_id} does not show as locked")
         return held
+
+    def locked(self, snapshot_id: str) -> dict[str, str]:
+        """Return the state and end of an own snapshot's lock, {} if it has none in force.
+
+        Raises: AcquisitionError.
+        """
+        with _failing(f"look at the lock of {snapshot_id}"):
+            return self._locked(snapshot_id)
+
+    def delete(self, snapshot_id: str) -> None:
+        """Delete an own snapshot, and look that it is gone. Raises: AcquisitionError."""
+        with _failing(f"delete snapshot {snapshot_id}"):
+            self.client.delete_snapshot(SnapshotId=snapshot_id)
+        waited = 0.0
+        while self.describe(snapshot_id) is not None:
+            if waited >= _VISIBLE_S:
+                raise AcquisitionError(f"snapshot {snapshot_id} is there still")
+            self.sleep(PAUSE_S)
+            waited += 2
 
     def _locked(self, snapshot_id: str) -> dict[str, str]:
         found = self.client.describe_locked_snapshots(SnapshotIds=[snapshot_id])["Snapshots"]
@@ -372,15 +422,31 @@ class Ec2:
     def share(self, snapshot_id: str, account: str) -> None:
         """Let another account use a snapshot, unless it may. Raises: AcquisitionError."""
         with _failing(f"share snapshot {snapshot_id} with {account}"):
-            if not self._shared(snapshot_id, account):
+            if not self._is_shared(snapshot_id, account):
                 self.client.modify_snapshot_attribute(
                     SnapshotId=snapshot_id, Attribute="createVolumePermission",
                     OperationType="add", UserIds=[account],
                 )  # fmt: skip
-                if not self._shared(snapshot_id, account):
+                if not self._is_shared(snapshot_id, account):
                     raise AcquisitionError(f"snapshot {snapshot_id} does not show as shared")
 
-    def _shared(self, snapshot_id: str, account: str) -> bool:
+    def shared(self, snapshot_id: str, account: str) -> bool:
+        """Whether its owner lets another account use a snapshot. Raises: AcquisitionError."""
+        with _failing(f"look at the shares of {snapshot_id}"):
+            return self._is_shared(snapshot_id, account)
+
+    def unshare(self, snapshot_id: str, account: str) -> None:
+        """Take a share back, if it stands. Raises: AcquisitionError."""
+        with _failing(f"take back the share of {snapshot_id} with {account}"):
+            if self._is_shared(snapshot_id, account):
+                self.client.modify_snapshot_attribute(
+                    SnapshotId=snapshot_id, Attribute="createVolumePermission",
+                    OperationType="remove", UserIds=[account],
+                )  # fmt: skip
+                if self._is_shared(snapshot_id, account):
+                    raise AcquisitionError(f"snapshot {snapshot_id} shows as shared still")
+
+    def _is_shared(self, snapshot_id: str, account: str) -> bool:
         said = self.client.describe_snapshot_attribute(
             SnapshotId=snapshot_id, Attribute="createVolumePermission"
         )
@@ -402,9 +468,10 @@ class Ec2:
         if not make:
             raise _lost(f"copy of {source.snapshot_id}")
         try:
-            made: str = self.once.copy_snapshot(
-                SourceSnapshotId=source.snapshot_id, SourceRegion=source_region, Encrypted=True,
-                KmsKeyId=kms_key, TagSpecifications=_tagged(tags, mark),
+            made: str = self._within_quota(
+                self.once.copy_snapshot, SourceSnapshotId=source.snapshot_id,
+                SourceRegion=source_region, Encrypted=True, KmsKeyId=kms_key,
+                TagSpecifications=_tagged(tags, mark),
                 Description=f"evidence: copy of {source.snapshot_id} of {source.volume_id}",
             )["SnapshotId"]  # fmt: skip
             return made
@@ -434,15 +501,23 @@ class Ec2:
             waited += 2
 
 
-def check_key(kms: Any, kms_key: str, copier: str, partition: str = "aws") -> None:
+def check_key(kms: Any, kms_key: str, copier: str, partition: str = "aws") -> str:
     """Check that a source's key can be used by the copying account, before anything is made.
+
+    Args:
+        kms: KMS of the account that owns the key.
+        kms_key: ARN, or `alias/…`.
+        copier: the copying account.
+        partition: of both.
+
+    Returns: the key's ARN.
 
     Raises: KeyDeniedError naming what is missing; AcquisitionError if the key cannot be looked at.
     """
     with _failing(f"look at key {kms_key}"):
         described = kms.describe_key(KeyId=kms_key)["KeyMetadata"]
         if described.get("KeyManager") == "AWS":
-            raise KeyDeniedError(
+            raise ManagedKeyError(
                 f"{kms_key} is the AWS managed key of EBS; snapshots under it cannot be shared",
                 hint="a copy under a key of the member account can: set one in the settings",
             )
@@ -451,13 +526,15 @@ def check_key(kms: Any, kms_key: str, copier: str, partition: str = "aws") -> No
                 f"key {kms_key} is {described.get('KeyState')}",
                 hint="enable it, or cancel its deletion, in the account that owns it",
             )
-        policy = kms.get_key_policy(KeyId=kms_key, PolicyName="default")["Policy"]
+        arn = str(described["Arn"])
+        policy = kms.get_key_policy(KeyId=arn, PolicyName="default")["Policy"]
     missing = missing_actions(policy, copier, partition)
     if missing:
         raise KeyDeniedError(
             f"key {kms_key} does not give {copier} {', '.join(missing)}",
             hint=f"add them to its policy for arn:{partition}:iam::{copier}:root",
         )
+    return arn
 
 
 def _snapshot(said: Mapping[str, Any]) -> Snapshot:
@@ -466,6 +543,7 @@ def _snapshot(said: Mapping[str, Any]) -> Snapshot:
         owner=said.get("OwnerId", ""), size=int(said.get("VolumeSize", 0)) * GIB,
         state=said["State"], kms_key=said.get("KmsKeyId", "") if said.get("Encrypted") else "",
         started=said["StartTime"], message=said.get("StateMessage", ""),
+        mark=next((t["Value"] for t in said.get("Tags", ()) if t["Key"] == NONCE_TAG), ""),
     )  # fmt: skip
 
 

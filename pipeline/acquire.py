@@ -1,89 +1,74 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`acquire volume`: the volumes of a target into custody, without a host in between.
+"""`acquire volume` and `acquire snapshot`: EBS into custody, without a host in between.
 
     observe → freeze (one CreateSnapshots) → lock → read by EBS direct ────────────→ prove
                                               └→ check keys → share → copy → lock ──┘
 
-Each step is an intent and an outcome in the ledger. A volume that cannot go on is a gap; the others
-do. The read in the member account begins as soon as the snapshot is complete, beside the copy; that
-the Audit copy holds the same bytes is proved by reading it whole and comparing.
+All targets are frozen before anything is read: evidence is fleeting. Each step is an intent and an
+outcome in the ledger. A target or volume that cannot go on is a gap; the others do. The read in the
+member account begins as soon as a snapshot is complete, beside the copies; that an Audit copy holds
+the same bytes is proved by reading it whole and comparing.
+
+Volumes are read one after the other, in the order in which their snapshots complete: one fills the
+quota, and memory stays that of one. At most `COPIES` copies are under way (EBS-2).
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 
 from pydantic import JsonValue
 
-from acquisition.blocks import SnapshotImage, snapshot_facts
-from acquisition.ebs import EbsDirect, Endpoint
+from acquisition.blocks import Base, DeltaImage, SnapshotImage, snapshot_facts
 from acquisition.errors import AcquisitionError
-from acquisition.snapshot import Ec2, Lock, Observed, Snapshot, Volume, check_key, nonce
+from acquisition.snapshot import SnapshotFailedError
 from acquisition.target import Target
 from evidence_store.errors import Error, IntegrityError, SourceChangedError
 from evidence_store.ingest import Ingested
 from evidence_store.ledger import Draft
 from evidence_store.model import clean
-from evidence_store.store import Case, case_tags
+from evidence_store.store import Case
 from evidence_store.transfer import Progress
 from evidence_store.transfer.recheck import differences
-from pipeline import steps
-from pipeline.accounts import AccountError, Accounts
+from pipeline import baseline, steps
+from pipeline.accounts import Accounts
+from pipeline.auditcopy import AuditCopy
+from pipeline.baseline import Held
 from pipeline.config import Settings
+from pipeline.errors import PipelineError
+from pipeline.freeze import Freeze, Outcome, Result
+from pipeline.run import Run, Say
 
-Say = Callable[[str], None]
-
-
-class Stopped(Exception):
-    """The run ended while this was waiting; its step stays open, for the next run."""
-
-
-@dataclass
-class Result:
-    """What became of one volume. `copy`: id of the Audit snapshot; `proved`: it holds the same."""
-
-    volume: Volume
-    snapshot: str = ""
-    copy: str = ""
-    item: str = ""
-    proved: bool = False
-    gaps: list[str] = field(default_factory=list)
-
-    def document(self) -> dict[str, JsonValue]:
-        """As JSON."""
-        return {
-            "volume": self.volume.volume_id, "size": self.volume.size,
-            "device": self.volume.device, "snapshot": self.snapshot, "copy": self.copy,
-            "item": self.item, "proved": self.proved, "gaps": list(self.gaps),
-        }  # fmt: skip
+COPIES = 20  # at once into one Region of an account; not adjustable
+_FREEZES = 8
+_WAITS = 32
 
 
 @dataclass
-class Outcome:
-    """What `acquire` did. `gaps`: of the target as a whole; `broken`: evidence differs."""
+class _Taking:
+    """One target under way."""
 
-    target: Target
-    volumes: list[Result]
-    gaps: list[str]
-    broken: bool = False
+    freeze: Freeze
+    outcome: Outcome
 
     @property
-    def complete(self) -> bool:
-        """Whether nothing is missing."""
-        return not self.gaps and not any(v.gaps for v in self.volumes)
+    def target(self) -> Target:
+        return self.freeze.target
 
 
 @dataclass
 class Acquisition:
-    """One run over one target.
+    """One run over one target, or over many.
 
     Attributes:
-        copy: make the Audit copy and prove it; without, the item rests on the locked source alone.
+        copy: make the Audit copies and prove them; without, items rest on the locked sources alone.
+        more: further targets.
+        again: freeze anew what was frozen and read before.
+        since: items or snapshots, or `last`: only what changed since is fetched.
     """
 
     case: Case
@@ -93,241 +78,185 @@ class Acquisition:
     copy: bool = True
     say: Say = lambda _line: None
     progress: Callable[[str], Progress] = lambda _label: lambda _done, _total: None
-    _stop: threading.Event = field(default_factory=threading.Event, init=False)
+    more: Sequence[Target] = ()
+    again: bool = False
+    since: Sequence[str] = ()
+    _run: Run = field(init=False)
+    _items: Mapping[str, Held] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self._run = Run(self.case, self.accounts, self.settings, self.say, self.progress)
 
     def run(self) -> Outcome:
-        """Do it, or go on with it. Raises: AcquisitionError, StoreError, ConfigError."""
-        recorded = self._recorded()
-        try:
-            observed = self._observe()
-        except AcquisitionError as e:
-            if not recorded:
-                raise
-            observed = Observed((), (f"{e}; only what was frozen before is taken",))
-        outcome = Outcome(self.target, [], list(observed.gaps))
-        if recorded or observed.volumes:
-            frozen = recorded or {v: s.snapshot_id for v, s in self._freeze(observed).items()}
-            self._fill(outcome, observed, frozen)
-        for gap in outcome.gaps:
-            steps.skipped(self.case, "snapshot", self.target.arn, gap)
-        found = [r for r in outcome.volumes if not r.gaps]
-        for result in found:
-            self._try(outcome, result, partial(self._hold, result))
+        """Do it for the first target. Raises: as `run_all`."""
+        return self.run_all()[0]
+
+    def run_all(self) -> list[Outcome]:
+        """Do it, or go on with it; return what became of each target.
+
+        Raises: StoreError; if nothing could be frozen: AcquisitionError, AccountError, ConfigError.
+        """
+        self._items = baseline.held(self.case)
         with ExitStack() as stack:
-            pool = stack.enter_context(ThreadPoolExecutor(8, thread_name_prefix="copy"))
+            stack.callback(self._run.close)
             stack.push(self._stop_waiting)
-            reader = stack.enter_context(self._reader(self.target.account))
-            copies = {}
-            ready = []
-            for result in found:
-                if self._try(outcome, result, partial(self._complete, result)):
-                    ready.append(result)
-                    if self.copy:
-                        copies[result.snapshot] = pool.submit(self._copied, result)
-            for result in ready:
-                self._try(outcome, result, partial(self._read, result, reader))
-            for result in ready:
-                if (made := copies.get(result.snapshot)) is not None:
-                    prove = partial(self._proved_by, result, made)
-                    self._try(outcome, result, prove)
-        return outcome
+            outcomes, taking = self._freeze_all()
+            self._take(taking)
+        return outcomes
 
     def _stop_waiting(self, kind: object, _error: object, _trace: object) -> None:
-        """What ends a run ends the waits of its threads too: they can last a day."""
+        """What ends a run ends the waits of its threads too."""
         if kind is not None:
-            self._stop.set()
+            self._run.stop()
 
-    def _sleep(self, seconds: float) -> None:
-        if self._stop.wait(seconds):
-            raise Stopped
-
-    def _recorded(self) -> dict[str, str]:
-        """Volume id -> snapshot id, as the ledger says it was frozen; {} if not yet."""
-        events = steps.events_of(self.case, "freeze", self.target.arn)
-        if not any(event.action == "step.done" for event in events):
-            return {}
-        listed = [event.data or {} for event in self.case.ledger.events]
-        return {
-            str(data["volume"]): str(data["snapshot"]) for data in listed
-            if data.get("step") == "snapshot" and data.get("of") == self.target.arn
-        }  # fmt: skip
-
-    def _fill(self, outcome: Outcome, observed: Observed, frozen: Mapping[str, str]) -> None:
-        """One result for each frozen volume, attached still or not; what came later is a gap."""
-        attached = {v.volume_id: v for v in observed.volumes}
-        ec2 = self._ec2(self.target.account)
-        for volume_id, snapshot_id in sorted(frozen.items()):
-            found = ec2.describe(snapshot_id)
-            size = found.size if found else 0
-            result = Result(attached.get(volume_id) or Volume(volume_id, size), snapshot_id)
-            outcome.volumes.append(result)
-            if found is None:
-                result.gaps.append(
-                    f"snapshot {snapshot_id} of {volume_id}, which the ledger records, is not "
-                    "there any more; find out who deleted it (CloudTrail: DeleteSnapshot)"
-                )
-        outcome.gaps += [
-            f"{volume_id} was attached after the target was frozen; take it by itself"
-            for volume_id in sorted(attached.keys() - frozen.keys())
+    def _freeze_all(self) -> tuple[list[Outcome], list[_Taking]]:
+        freezes = [
+            Freeze(self._run, target, self.again, self.since)
+            for target in {t.arn: t for t in (self.target, *self.more)}.values()
         ]
+        outcomes: list[Outcome] = []
+        taking: list[_Taking] = []
+        errors: list[Error] = []
+        with self._pool(_FREEZES, "freeze") as pool:
+            made = [pool.submit(freeze.take, self._items) for freeze in freezes]
+            for freeze, future in zip(freezes, made, strict=True):
+                try:
+                    outcome = future.result()
+                except (AcquisitionError, PipelineError) as e:
+                    errors.append(e)
+                    outcome = Outcome(freeze.target, [], [])
+                    self._say_gap(outcome.gaps, freeze.target.resource_id, e)
+                else:
+                    taking.append(_Taking(freeze, outcome))
+                outcomes.append(outcome)
+            if errors and not taking:
+                raise errors[0]
+            locks = [
+                pool.submit(self._try, each, result, partial(each.freeze.hold, result))
+                for each in taking for result in each.outcome.volumes if not result.gone
+            ]  # fmt: skip
+            for lock in locks:
+                lock.result()
+        return outcomes, taking
 
-    def _try(self, outcome: Outcome, result: Result, work: Callable[[], None]) -> bool:
+    def _pool(self, threads: int, named: str) -> _Pool:
+        return _Pool(self._run, threads, named)
+
+    def _take(self, taking: list[_Taking]) -> None:
+        found = [(t, r) for t in taking for r in t.outcome.volumes if not r.gone]
+        copies: dict[int, Future[bool]] = {}
+        with self._pool(COPIES, "copy") as copying, self._pool(_WAITS, "wait") as waiting:
+
+            def complete(each: _Taking, result: Result) -> bool:
+                if not self._try(each, result, partial(self._complete, each, result)):
+                    return False
+                if self.copy:
+                    work = partial(self._copy, each, result)
+                    copies[id(result)] = copying.submit(self._try, each, result, work)
+                return True
+
+            waits = {waiting.submit(complete, t, r): (t, r) for t, r in found}
+            for future in as_completed(waits):
+                each, result = waits[future]
+                if future.result():
+                    self._try(each, result, partial(self._read, each, result))
+            copied = {copies[id(r)]: (t, r) for t, r in found if id(r) in copies}
+            for future_of_copy in as_completed(copied):
+                each, result = copied[future_of_copy]
+                future_of_copy.result()
+                if result.copy:
+                    self._try(each, result, partial(self._prove, each, result))
+
+    def _try(self, each: _Taking, result: Result, work: Callable[[], None]) -> bool:
         """Do one thing for one volume; what fails is its gap, and the others go on."""
         try:
             work()
         except IntegrityError as e:
-            outcome.broken = True
-            self._gap(result, e)
-        except (AcquisitionError, AccountError, SourceChangedError) as e:
-            self._gap(result, e)
+            each.outcome.broken = True
+            self._say_gap(result.gaps, result.volume.volume_id, e)
+        except (AcquisitionError, PipelineError, SourceChangedError) as e:
+            self._say_gap(result.gaps, result.volume.volume_id, e)
         else:
             return True
         return False
 
-    def _gap(self, result: Result, e: Error) -> None:
+    def _say_gap(self, gaps: list[str], about: str, e: Error) -> None:
         text = f"{e}" + (f" ({e.hint})" if e.hint else "")
-        result.gaps.append(text)
-        self.say(f"{result.volume.volume_id}: {text}")
+        gaps.append(text)
+        self.say(f"{about}: {text}")
 
     # -- the steps -------------------------------------------------------------------------------
 
-    def _ec2(self, account: str) -> Ec2:
-        region = self.target.region
-        return Ec2(
-            self.accounts.client("ec2", account, region),
-            self.accounts.client("ec2", account, region, once=True), account, region, self._sleep,
-        )  # fmt: skip
-
-    def _mark(self, step: str, target: str) -> str:
-        return nonce(self.case.store.identity.store_id, self.case.case_id, step, target)
-
-    @property
-    def _tags(self) -> dict[str, str]:
-        state = self.case.state
-        return case_tags(self.case.case_id, state.ticket, state.contact)
-
-    @property
-    def _lock(self) -> Lock | None:
-        aws = self.settings.aws
-        return None if aws.source_lock == "none" else Lock(aws.source_lock, aws.source_lock_days)
-
-    def _observe(self) -> Observed:
-        observed = self._ec2(self.target.account).observe(
-            self.target.kind, self.target.resource_id
-        )  # fmt: skip
-        begun = steps.begin(self.case, "observe", self.target.arn)
-        if begun.done is None:
-            steps.done(
-                self.case, begun, state=observed.state, volumes=len(observed.volumes),
-                gaps=len(observed.gaps),
-            )  # fmt: skip
-        return observed
-
-    def _freeze(self, observed: Observed) -> dict[str, Snapshot]:
-        begun = steps.begin(self.case, "freeze", self.target.arn)
-        self.say(f"freeze {self.target.resource_id}: {len(observed.volumes)} volumes")
-        try:
-            made = self._ec2(self.target.account).freeze(
-                observed, self._tags, self._mark("freeze", self.target.arn), begun.since,
-                resumed=begun.resumed,
-            )  # fmt: skip
-        except AcquisitionError as e:
-            steps.failed(self.case, begun, str(e))
-            raise
-        # One event for each: an instance may have more volumes than an event has room for. The
-        # freeze is done when all of them stand.
-        for volume in observed.volumes:
-            steps.note(
-                self.case, "snapshot", volume.volume_id, of=self.target.arn, **volume.facts,
-                snapshot=made[volume.volume_id].snapshot_id,
-                started=made[volume.volume_id].facts["started"],
-            )  # fmt: skip
-        steps.done(self.case, begun, volumes=len(made))
-        return made
-
-    def _hold(self, result: Result) -> None:
-        """Lock the source while it is still pending; if that is refused it is read all the same."""
-        if not self._lock:
-            return
-        begun = steps.begin(self.case, "lock", result.snapshot)
-        held = self._ec2(self.target.account).lock(result.snapshot, self._lock)
-        if begun.done is None:
-            steps.done(self.case, begun, **held)
-
-    def _complete(self, result: Result) -> None:
+    def _complete(self, each: _Taking, result: Result) -> None:
+        target = each.target
         self.say(f"{result.volume.volume_id}: waiting for {result.snapshot}")
-        self._ec2(self.target.account).completed(result.snapshot)
+        try:
+            found = self._run.ec2(target.account, target.region).completed(result.snapshot)
+        except SnapshotFailedError as e:
+            steps.skipped(self.case, "lost", result.snapshot, str(e))
+            raise
+        if not found.kms_key:
+            steps.note(self.case, "source", result.snapshot, encrypted=False)
+            result.notes.append(f"{result.snapshot} is not encrypted")
 
-    def _read(self, result: Result, reader: EbsDirect) -> None:
-        client = self.accounts.client("ec2", self.target.account, self.target.region)
+    def _read(self, each: _Taking, result: Result) -> None:
+        if known := self._items.get(result.snapshot):
+            result.item = known.item
+            self.say(f"{result.volume.volume_id} is complete already as {known.item}")
+            self._say_unreadable(result, known.unreadable)
+            return
+        target = each.target
+        base = baseline.base_of(
+            self.case, self._items, self.since, each.freeze.arn(result.volume.volume_id),
+            result.snapshot,
+        )  # fmt: skip
+        client = self.accounts.client("ec2", target.account, target.region)
         facts = {
             **snapshot_facts(client, result.snapshot),
-            "lineage": self._lineage(result), "volume_device": result.volume.device,
+            "lineage": _lineage(each, result), "volume_device": result.volume.device,
         }  # fmt: skip
-        text = f"{result.volume.volume_id} of {self.target.resource_id}"
-        with SnapshotImage(reader, result.snapshot, text=text, facts=facts) as image:
+        text = result.snapshot
+        if target.kind != "snapshot":
+            text = f"{result.volume.volume_id} of {target.resource_id}"
+        reader = self._run.reader(target.account, target.region)
+        with ExitStack() as stack:
+            image = SnapshotImage(reader, result.snapshot, text=text, facts=facts)
+            source: SnapshotImage | DeltaImage = stack.enter_context(image)
+            if base:
+                baseline.check_size(base, image.size)
+                source = stack.enter_context(DeltaImage(image, Base.of(self.case, base.item)))
+                result.since = base.item
+            elif self.since:
+                result.notes.append("no item of this volume to begin from: read whole")
             taken = self.case.ingest(
-                "disk", image, workers=self.settings.workers,
+                "disk", source, workers=self.settings.workers,
+                parents=[base.item] if base else [],
                 progress=self.progress(result.volume.volume_id),
             )  # fmt: skip
+            result.fetched = image.received.bytes
         self._taken(result, taken)
 
     def _taken(self, result: Result, taken: Ingested) -> None:
         result.item = taken.item_id
         said = "is complete already as" if taken.existing else "acquired as"
-        self.say(f"{result.volume.volume_id} {said} {taken.item_id}")
-        if taken.manifest.result != "ok":
-            result.gaps.append(
-                f"{taken.manifest.unreadable_bytes} bytes of {result.snapshot} are unreadable"
-            )
+        how = f", {result.fetched} bytes fetched" if not taken.existing else ""
+        how += f", the rest as in {result.since}" if result.since else ""
+        self.say(f"{result.volume.volume_id} {said} {taken.item_id}{how}")
+        self._say_unreadable(result, taken.manifest.unreadable_bytes)
 
-    def _lineage(self, result: Result) -> list[JsonValue]:
-        """Our own: the volume id of a copied snapshot is arbitrary (EBS-3)."""
-        return [
-            f"arn:{self.target.partition}:ec2:{self.target.region}:{self.target.account}:volume/"
-            f"{result.volume.volume_id}",
-            f"arn:{self.target.partition}:ec2:{self.target.region}::snapshot/{result.snapshot}",
-        ]
+    def _say_unreadable(self, result: Result, count: int) -> None:
+        if count:
+            result.gaps.append(f"{count} bytes of {result.snapshot} are unreadable")
 
-    def _copied(self, result: Result) -> str:
-        """Share, copy, lock and wait; return the id of the Audit snapshot."""
-        aws = self.settings.aws
-        snapshot = self._ec2(self.target.account).completed(result.snapshot)
-        audit = aws.audit_account
-        begun = steps.begin(self.case, "copy", snapshot.snapshot_id, to=audit)
-        try:
-            if snapshot.kms_key:
-                owner = snapshot.kms_key.split(":")[4] or self.target.account
-                kms = self.accounts.client("kms", owner, self.target.region)
-                check_key(kms, snapshot.kms_key, audit, self.target.partition)
-            self._ec2(self.target.account).share(snapshot.snapshot_id, audit)
-            there = self._ec2(audit)
-            made = there.copy(
-                snapshot, self.target.region, aws.snapshot_key, self._tags,
-                self._mark("copy", snapshot.snapshot_id), begun.since, resumed=begun.resumed,
-                make=begun.done is None,
-            )  # fmt: skip
-            self.say(f"{result.volume.volume_id}: waiting for the copy {made}")
-            facts: dict[str, JsonValue] = {"copy": made, "kms_key": aws.snapshot_key}
-            if self._lock:
-                facts["lock"] = dict(there.lock(made, self._lock))
-            there.completed(made)
-        except AcquisitionError as e:
-            if begun.done is None:
-                steps.failed(self.case, begun, str(e))
-            raise
-        if begun.done is None:
-            steps.done(self.case, begun, **facts)
-        return made
+    def _copy(self, each: _Taking, result: Result) -> None:
+        copier = AuditCopy(self._run, each.target)
+        result.copy = copier.make(result.snapshot, result.volume.volume_id)
 
-    def _proved_by(self, result: Result, copy: Future[str]) -> None:
-        self._prove(result, copy.result())
-
-    def _prove(self, result: Result, made: str) -> None:
+    def _prove(self, each: _Taking, result: Result) -> None:
         """Read the Audit copy whole and compare it with the item."""
-        result.copy = made
         if not result.item:
             return
+        made = result.copy
         manifest = self.case.manifest(result.item)
         if manifest.unreadable_bytes:
             raise AcquisitionError(
@@ -338,10 +267,8 @@ class Acquisition:
             result.proved = True
             return
         self.say(f"{result.volume.volume_id}: comparing the copy {made} with {result.item}")
-        with (
-            self._reader(self.settings.aws.audit_account) as reader,
-            SnapshotImage(reader, made, text=made) as image,
-        ):
+        reader = self._run.reader(self.settings.aws.audit_account, each.target.region)
+        with SnapshotImage(reader, made, text=made) as image:
             wrong = differences(
                 image, self.case.segments(manifest), progress=self.progress(f"prove {made}")
             )
@@ -359,11 +286,37 @@ class Acquisition:
             )
         steps.done(self.case, begun, compared=manifest.size)
         result.proved = True
+        self.say(f"{result.volume.volume_id}: {made} holds the same as {result.item}")
 
-    def _reader(self, account: str) -> EbsDirect:
-        session = self.accounts.session(account)
-        client = self.accounts.client("ebs", account, self.target.region)
-        return EbsDirect(Endpoint.of(session, client, account))
+
+class _Pool:
+    """Threads that what ends a run ends too: nothing that waits in the queue is begun then."""
+
+    def __init__(self, run: Run, threads: int, named: str) -> None:
+        self._run = run
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=named)
+
+    def __enter__(self) -> ThreadPoolExecutor:
+        return self._pool
+
+    def __exit__(self, kind: object, _error: object, _trace: object) -> None:
+        if kind is not None:
+            self._run.stop()
+        self._pool.shutdown(cancel_futures=kind is not None)
+
+
+_COPIED = "vol-ffffffff"  # what EC2 shows for the volume of a copied snapshot
+
+
+def _lineage(each: _Taking, result: Result) -> list[JsonValue]:
+    """Our own: the volume id of a copied snapshot is arbitrary (EBS-3)."""
+    target = each.target
+    snapshot = f"arn:{target.partition}:ec2:{target.region}::snapshot/{result.snapshot}"
+    if target.kind == "snapshot" and (
+        result.owner != target.account or result.volume.volume_id == _COPIED
+    ):
+        return [snapshot]
+    return [each.freeze.arn(result.volume.volume_id), snapshot]
 
 
 def missing_settings(settings: Settings) -> Mapping[str, str]:

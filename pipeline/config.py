@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pipeline.errors import ConfigError
 
 _KMS_KEY = r"^(|arn:aws[a-z-]*:kms:[a-z0-9-]+:[0-9]{12}:(key|alias)/[A-Za-z0-9/_-]{1,250})$"
+_MEMBER_KEY = _KMS_KEY.replace("^(|", "^(|alias/[A-Za-z0-9/_-]{1,250}|")
 _FUNCTION = (
     r"^(|(arn:aws[a-z-]*:lambda:[a-z0-9-]+:[0-9]{12}:function:)?[A-Za-z0-9_-]{1,64}"
     r"(:[A-Za-z0-9_$-]{1,128})?)$"
@@ -92,6 +93,11 @@ class AwsSettings(BaseModel):
         default="", pattern=_KMS_KEY,
         description="ARN of the Audit account's KMS key for copies of snapshots",
     )  # fmt: skip
+    member_key: str = Field(
+        default="", pattern=_MEMBER_KEY,
+        description="alias of a KMS key in each member account, for snapshots that cannot be"
+        " shared as they are",
+    )  # fmt: skip
     source_lock: Literal["compliance", "governance", "none"] = Field(
         default="compliance", description="how snapshots are locked against deletion"
     )
@@ -115,6 +121,9 @@ class AccountSettings(BaseModel):
     via: str = Field(default="", description="chain: the role before that one, name or ARN")
     profile: str = Field(default="", description="profile: its name")
     external_id: str = Field(default="", max_length=1224, description="ExternalId of the role")
+    snapshot_key: str = Field(
+        default="", pattern=_MEMBER_KEY, description="KMS key of it in place of aws.member_key"
+    )
 
 
 class Settings(BaseModel):
@@ -138,6 +147,11 @@ class Settings(BaseModel):
     accounts: dict[Annotated[str, Field(pattern=r"^[0-9]{12}$")], AccountSettings] = Field(
         {}, description="how single accounts are reached, by account id"
     )
+
+    def member_key(self, account: str) -> str:
+        """Return the key of a member account for snapshots that cannot be shared, or ""."""
+        own = self.accounts.get(account)
+        return (own and own.snapshot_key) or self.aws.member_key
 
     def flat(self) -> Iterator[tuple[str, Any, str]]:
         """Yield (name, value, meaning); settings of a table as `table.name`."""

@@ -8,7 +8,7 @@ magnitude.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pydantic import JsonValue
@@ -82,10 +82,26 @@ class Plan:
         }  # fmt: skip
 
 
+def made(plans: Sequence[Plan]) -> dict[str, JsonValue]:
+    """Return one plan as JSON; several as `plans`, with their sums. Pure."""
+    documents = [each.document() for each in plans]
+    if len(plans) == 1:
+        return documents[0]
+    steps = [step for each in plans for step in each.steps]
+    return {
+        "plans": list(documents),
+        "calls": sum(sum(step.calls.values()) for step in steps),
+        "bytes": sum(step.size for step in steps),
+        "seconds": round(sum(each.seconds for each in plans)),
+        "usd": round(sum(step.usd for step in steps), 2),
+        "usd_a_month": round(sum(step.monthly for step in steps), 2),
+    }
+
+
 def plan_volumes(
     target: Target, observed: Observed, *, copy: bool = True, lock: bool = True, in_s3: bool = False
 ) -> Plan:
-    """Return the plan of `acquire volume`. Pure.
+    """Return the plan of `acquire volume`, or of `acquire snapshot`. Pure.
 
     Args:
         target: what is acquired.
@@ -103,13 +119,16 @@ def plan_volumes(
     reading = max((v.size for v in volumes), default=0) // BLOCK_BYTES / BLOCKS_PER_SECOND
     read_calls = {"GetSnapshotBlock": blocks, "ListSnapshotBlocks": lists}
     read_usd = blocks * PRICE_GET + lists * PRICE_LIST
-    steps = [
-        Step("observe", "look at the target and its volumes",
-             {"DescribeInstances": 1, "DescribeInstanceTypes": 1, "DescribeVolumes": 1}),
-        Step("freeze", f"one snapshot call for {count} volumes at the same moment",
-             {"CreateSnapshots": 1, "DescribeSnapshots": 2},
-             monthly=gib * PRICE_SNAPSHOT_MONTH),
-    ]  # fmt: skip
+    if target.kind == "snapshot":
+        steps = [Step("observe", "look at the snapshot", {"DescribeSnapshots": 1})]
+    else:
+        steps = [
+            Step("observe", "look at the target and its volumes",
+                 {"DescribeInstances": 1, "DescribeInstanceTypes": 1, "DescribeVolumes": 1}),
+            Step("freeze", f"one snapshot call for {count} volumes at the same moment",
+                 {"CreateSnapshots": 1, "DescribeSnapshots": 2},
+                 monthly=gib * PRICE_SNAPSHOT_MONTH),
+        ]  # fmt: skip
     if lock:
         steps.append(Step("lock", "against deletion, source and copy",
                           {"LockSnapshot": count * (1 + copy),

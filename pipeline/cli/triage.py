@@ -49,7 +49,7 @@ def _continues(option: str, word: str) -> bool:
 
 
 @triage.command(cls=_Lists)
-@target_options
+@target_options(1, "SNAPSHOT")
 @click.option("--paths", multiple=True, metavar="PATTERN...",
               help="Absolute paths; * ? [...] in a name, ** for any directories.")  # fmt: skip
 @click.option("--artifacts", "names", multiple=True, metavar="NAME...",
@@ -62,19 +62,18 @@ def _continues(option: str, word: str) -> bool:
 @click.option("--again", is_flag=True, help="Also if the same was done before.")
 @pass_globals
 def snapshot(
-    options: Globals, target: str, case_id: str, account: str, region: str,
-    paths: tuple[str, ...], names: tuple[str, ...], only_list: bool, max_file: int, max_total: int, again: bool,
+    options: Globals, targets: str, case_id: str, account: str, region: str,
+    paths: tuple[str, ...], names: tuple[str, ...], only_list: bool, max_file: int,
+    max_total: int, again: bool,
 ) -> int:  # fmt: skip
     """Take files out of an EBS snapshot, fetching only the blocks that are needed.
 
-    TARGET is a completed snapshot. Exit 3: a pattern matched nothing, or something was not seen.
+    SNAPSHOT is completed. Exit 3: a pattern matched nothing, or something was not seen.
     """
     from pipeline import artifacts
     from pipeline.triage import Request, SnapshotTriage
 
-    where = parsed(options, target, account, region)
-    if where.kind != "snapshot":
-        raise UsageError(f"{where.resource_id} is no snapshot", hint="acquire volume makes one")
+    where = parsed(options, targets, account, region, snapshot=True)
     if bool(paths) == bool(names):
         raise UsageError("name files by --paths, or artifacts by --artifacts; not both",
                          hint="for example --paths /etc/passwd '/root/.ssh/*'")  # fmt: skip

@@ -4,11 +4,16 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 
 import pytest
 
 from pipeline.cli.base import run
+from pipeline.gameday.aws.accounts import AUDIT, REGION
+from tests.evidence_store.kit import pattern
+
+GIB = 1 << 30
 
 
 @dataclass
@@ -55,3 +60,53 @@ def opened(impound):
     """The same, with keys and the case T-1001."""
     assert impound("case", "open", "T-1001", "--title", "lab", "--contact", "soc@a.org").code == 0
     return impound
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Two volumes of 1 GiB with a few blocks of data each."""
+    made = []
+    for number, offsets in enumerate(((0, 5 << 20, GIB - (1 << 19)), (300 << 20,))):
+        path = tmp_path / f"volume{number}.img"
+        with path.open("wb") as f:
+            f.truncate(GIB)
+            for at in offsets:
+                os.pwrite(f.fileno(), pattern(1 << 19, number + 1), at)
+        made.append(path)
+    return made
+
+
+@pytest.fixture
+def zone(aws_server, images):
+    """A landing zone: an instance with those volumes, keys, roles, the sealer."""
+    from pipeline.gameday.aws.seed import seed
+
+    return seed(aws_server, "pipeline.sealer:handler", images)
+
+
+@pytest.fixture
+def cloud(home, impound, aws_server, zone, monkeypatch):
+    """The command line of a responder in that landing zone, with an open case T-1."""
+    settings = home / "impound.toml"
+    settings.write_text(
+        f'[aws]\naudit_account = "{AUDIT}"\nsnapshot_key = "{zone.estate.copy_key}"\n'
+        f'external_id = "{zone.estate.external_id}"\n'
+        'source_lock = "governance"\nsource_lock_days = 1\n'
+    )
+    for name, value in {
+        **zone.responder.environment(), "AWS_ENDPOINT_URL": aws_server.endpoint,
+        "AWS_CONFIG_FILE": str(home / "none"), "AWS_SHARED_CREDENTIALS_FILE": str(home / "none"),
+        "AWS_EC2_METADATA_DISABLED": "true", "IMPOUND_CONFIG": str(settings),
+        "AWS_DEFAULT_REGION": REGION,
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("acquisition.snapshot.PAUSE_S", 0.01)
+    assert impound("case", "open", "T-1", "--contact", "soc@a.org").code == 0
+    return impound
+
+
+@pytest.fixture
+def take(cloud, zone):
+    """`acquire volume` of the instance."""
+    target = zone.estate.variables()["INSTANCE"]
+    return lambda *more: cloud("--json", "acquire", "volume", target, "--case", "T-1", *more)

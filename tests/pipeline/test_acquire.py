@@ -4,66 +4,22 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from datetime import UTC, datetime
 
 import pytest
 
 from acquisition.snapshot import Observed, Snapshot, Volume
 from acquisition.target import parse_target
-from pipeline.acquire import Acquisition, Stopped
+from pipeline import freeze
+from pipeline.acquire import Acquisition
 from pipeline.config import Settings
+from pipeline.freeze import Freeze
 from pipeline.gameday.aws.accounts import AUDIT, MEMBER, REGION
 from pipeline.gameday.aws.faults import Fault
-from pipeline.gameday.aws.seed import seed
-from tests.evidence_store.kit import make_world, pattern
+from pipeline.run import Run, Stopped
+from tests.evidence_store.kit import make_world
 
 GIB = 1 << 30
-
-
-@pytest.fixture
-def images(tmp_path):
-    """Two volumes of 1 GiB with a few blocks of data each."""
-    made = []
-    for number, offsets in enumerate(((0, 5 << 20, GIB - (1 << 19)), (300 << 20,))):
-        path = tmp_path / f"volume{number}.img"
-        with path.open("wb") as f:
-            f.truncate(GIB)
-            for at in offsets:
-                os.pwrite(f.fileno(), pattern(1 << 19, number + 1), at)
-        made.append(path)
-    return made
-
-
-@pytest.fixture
-def zone(aws_server, images):
-    return seed(aws_server, "pipeline.sealer:handler", images)
-
-
-@pytest.fixture
-def cloud(home, impound, aws_server, zone, monkeypatch):
-    settings = home / "impound.toml"
-    settings.write_text(
-        f'[aws]\naudit_account = "{AUDIT}"\nsnapshot_key = "{zone.estate.copy_key}"\n'
-        f'external_id = "{zone.estate.external_id}"\n'
-        'source_lock = "governance"\nsource_lock_days = 1\n'
-    )
-    for name, value in {
-        **zone.responder.environment(), "AWS_ENDPOINT_URL": aws_server.endpoint,
-        "AWS_CONFIG_FILE": str(home / "none"), "AWS_SHARED_CREDENTIALS_FILE": str(home / "none"),
-        "AWS_EC2_METADATA_DISABLED": "true", "IMPOUND_CONFIG": str(settings),
-        "AWS_DEFAULT_REGION": REGION,
-    }.items():  # fmt: skip
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr("acquisition.snapshot.PAUSE_S", 0.01)
-    assert impound("case", "open", "T-1", "--contact", "soc@a.org").code == 0
-    return impound
-
-
-@pytest.fixture
-def take(cloud, zone):
-    target = zone.estate.variables()["INSTANCE"]
-    return lambda *more: cloud("--json", "acquire", "volume", target, "--case", "T-1", *more)
 
 
 def own(aws_server, account):
@@ -328,6 +284,9 @@ class ManyVolumes:
     def observe(self, *_):
         return self.observed
 
+    def describe(self, snapshot_id):
+        return self.freeze()[snapshot_id.replace("snap", "vol")]
+
     def freeze(self, *_, **__):
         return {
             v.volume_id: Snapshot(
@@ -341,10 +300,10 @@ class ManyVolumes:
 def test_an_instance_with_many_volumes_fits_the_ledger(tmp_path, monkeypatch):
     case = make_world(tmp_path).case
     target = parse_target(f"arn:aws:ec2:{REGION}:{MEMBER}:instance/i-0123456789abcdef0")
-    run = Acquisition(case, None, Settings(), target)
-    monkeypatch.setattr(run, "_ec2", lambda _account: ManyVolumes())
-    run._freeze(run._observe())
-    recorded = Acquisition(case, None, Settings(), target)._recorded()
+    run = Run(case, None, Settings())
+    monkeypatch.setattr(run, "ec2", lambda _account, _region: ManyVolumes())
+    Freeze(run, target).take({})
+    recorded = freeze.frozen(case, target.arn)
     assert len(recorded) == 60
     assert recorded["vol-" + "0" * 17] == "snap-" + "0" * 17
 
@@ -353,7 +312,7 @@ def test_what_ends_a_run_ends_the_waits_of_its_copies(tmp_path):
     case = make_world(tmp_path).case
     target = parse_target(f"arn:aws:ec2:{REGION}:{MEMBER}:instance/i-0123456789abcdef0")
     run = Acquisition(case, None, Settings(), target)
-    run._sleep(0)
+    run._run.sleep(0)
     run._stop_waiting(KeyboardInterrupt, None, None)
     with pytest.raises(Stopped):
-        run._sleep(3600)
+        run._run.sleep(3600)
