@@ -63,7 +63,8 @@ def _continues(option: str, word: str) -> bool:
 @pass_globals
 def snapshot(
     options: Globals, target: str, case_id: str, account: str, region: str,
-    paths: tuple[str, ...], names: tuple[str, ...], only_list: bool, max_file: int, max_total: int, again: bool,
+    paths: tuple[str, ...], names: tuple[str, ...], only_list: bool,
+    max_file: int, max_total: int, again: bool,
 ) -> int:  # fmt: skip
     """Take files out of an EBS snapshot, fetching only the blocks that are needed.
 
