@@ -24,7 +24,7 @@ from analysis.walk.paths import parse
 from pipeline.errors import UsageError
 
 VERSION = version("artifacts")
-PASSWD = "/etc/passwd"
+USERS_FILE = "/etc/passwd"
 _MAX_USERS = 500
 _VARIABLE = re.compile(r"%%([^%]+)%%")
 _DEPTH = re.compile(r"\*\*[0-9]+")
@@ -152,9 +152,9 @@ def _expand(text: str, known: Mapping[str, tuple[str, ...]], name: str, found: P
 
 
 def users(passwd: bytes) -> dict[str, str]:
-    """Return user -> home directory, as patterns that match just these; hostile lines are left out.
+    r"""Return user -> home, as patterns that match just these; hostile lines are left out.
 
-    >>> users(b"root:x:0:0::/root:/bin/sh\\nx:x:1:1::../etc:\\n")
+    >>> users(b"root:x:0:0::/root:/bin/sh\nx:x:1:1::../etc:\n")
     {'root': '/root'}
     """
     homes: dict[str, str] = {"root": "/root"}

@@ -279,7 +279,7 @@ class SnapshotTriage:
 
         left_out: list[str] = []
         if request.artifacts:
-            first, folder = look(replace(request, patterns=(artifacts.PASSWD,)))
+            first, folder = look(replace(request, patterns=(artifacts.USERS_FILE,)))
             systems = {_SYSTEMS[v["kind"]] for v in first.volumes if v["fs"]} - {""}
             there = artifacts.places(request.artifacts, systems, _passwd(first, folder))
             left_out = there.left_out
