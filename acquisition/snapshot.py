@@ -479,7 +479,7 @@ def check_key(kms: Any, kms_key: str, copier: str, partition: str = "aws") -> No
                 hint="enable it, or cancel its deletion, in the account that owns it",
             )
         policy = kms.get_key_policy(KeyId=kms_key, PolicyName="default")["Policy"]
-    missing = missing_actions(policy, copier, partition)
+        missing = missing_actions(policy, copier, partition)
     if missing:
         raise KeyDeniedError(
             f"key {kms_key} does not give {copier} {', '.join(missing)}",
@@ -538,6 +538,11 @@ def _failing(what: str) -> Iterator[None]:
         yield
     except failures() as e:
         raise _error(e, what) from e
+    except (KeyError, ValueError) as e:  # botocore takes half of a JSON answer for an empty one
+        raise UnreachableError(
+            f"cannot {what}: the answer is damaged",
+            hint="check the network and the endpoint, then run the same command again",
+        ) from e
 
 
 def _error(e: Exception, what: str) -> AcquisitionError:
