@@ -53,7 +53,8 @@ fmt: $(VENV)/.dev  ## Format and fix what can be fixed.
 	$(BIN)/ruff format .
 
 faults: $(VENV)/.dev  ## Long random fault runs: kills, failing calls, lost answers.
-	IMPOUND_S3_RUNS=$${IMPOUND_S3_RUNS:-1000} $(PYTEST) -m chaos tests/evidence_store tests/acquisition
+	export IMPOUND_S3_RUNS=$${IMPOUND_S3_RUNS:-1000} IMPOUND_ACQUIRE_KILLS=$${IMPOUND_ACQUIRE_KILLS:-20}
+	$(PYTEST) -m chaos tests/evidence_store tests/acquisition tests/pipeline tests/e2e
 
 hostile: $(VENV)/.dev  ## Corrupt and hostile evidence.
 	$(PYTEST) -k 'hostile or corrupt or truncated or malformed or arbitrary' -m '$(SLOW) or not ($(SLOW))'

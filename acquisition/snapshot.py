@@ -21,11 +21,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from acquisition.errors import AcquisitionError
 from evidence_store.aws import Failure, failures
 from evidence_store.model import clean
+
+T = TypeVar("T")
 
 GIB = 1 << 30
 NONCE_TAG = "impound-nonce"
@@ -348,10 +350,10 @@ class Ec2:
         with _failing(f"lock snapshot {snapshot_id}"):
             held = self._locked(snapshot_id)
             if not held:
-                self.client.lock_snapshot(
+                self._visible(lambda: self.client.lock_snapshot(
                     SnapshotId=snapshot_id, LockMode=lock.mode, LockDuration=lock.days
-                )
-                held = self._locked(snapshot_id)
+                ))  # fmt: skip
+                held = self._shown(lambda: self._locked(snapshot_id))
         if not held:
             raise AcquisitionError(f"snapshot {snapshot_id} does not show as locked")
         return held
@@ -376,7 +378,9 @@ class Ec2:
             waited += 2
 
     def _locked(self, snapshot_id: str) -> dict[str, str]:
-        found = self.client.describe_locked_snapshots(SnapshotIds=[snapshot_id])["Snapshots"]
+        found = self._visible(
+            lambda: self.client.describe_locked_snapshots(SnapshotIds=[snapshot_id])
+        )["Snapshots"]
         states = [s for s in found if s["LockState"] in ("governance", "compliance",
                                                          "compliance-cooloff")]  # fmt: skip
         if not states:
@@ -427,8 +431,31 @@ class Ec2:
                     SnapshotId=snapshot_id, Attribute="createVolumePermission",
                     OperationType="add", UserIds=[account],
                 )  # fmt: skip
-                if not self._is_shared(snapshot_id, account):
-                    raise AcquisitionError(f"snapshot {snapshot_id} does not show as shared")
+                if not self._shown(lambda: self._is_shared(snapshot_id, account)):
+                    raise AcquisitionError(
+                        f"snapshot {snapshot_id} does not show as shared",
+                        hint="run the same command again; it looks first",
+                    )
+
+    def _visible(self, call: Callable[[], T]) -> T:
+        """Call until AWS knows the snapshot: nothing new, and no share, is seen at once by all."""
+        waited = 0.0
+        while True:
+            try:
+                return call()
+            except failures() as e:
+                if Failure(e).code not in _GONE or waited >= _VISIBLE_S:
+                    raise
+            self.sleep(PAUSE_S)
+            waited += 2
+
+    def _shown(self, look: Callable[[], T]) -> T:
+        """Look until something shows, for as long as a change may stay invisible."""
+        waited = 0.0
+        while not (found := look()) and waited < _VISIBLE_S:
+            self.sleep(PAUSE_S)
+            waited += 2
+        return found
 
     def shared(self, snapshot_id: str, account: str) -> bool:
         """Whether its owner lets another account use a snapshot. Raises: AcquisitionError."""
@@ -443,7 +470,7 @@ class Ec2:
                     SnapshotId=snapshot_id, Attribute="createVolumePermission",
                     OperationType="remove", UserIds=[account],
                 )  # fmt: skip
-                if self._is_shared(snapshot_id, account):
+                if not self._shown(lambda: not self._is_shared(snapshot_id, account)):
                     raise AcquisitionError(f"snapshot {snapshot_id} shows as shared still")
 
     def _is_shared(self, snapshot_id: str, account: str) -> bool:
@@ -468,13 +495,13 @@ class Ec2:
         if not make:
             raise _lost(f"copy of {source.snapshot_id}")
         try:
-            made: str = self._within_quota(
+            made = self._visible(lambda: self._within_quota(
                 self.once.copy_snapshot, SourceSnapshotId=source.snapshot_id,
                 SourceRegion=source_region, Encrypted=True, KmsKeyId=kms_key,
                 TagSpecifications=_tagged(tags, mark),
                 Description=f"evidence: copy of {source.snapshot_id} of {source.volume_id}",
-            )["SnapshotId"]  # fmt: skip
-            return made
+            ))  # fmt: skip
+            return str(made["SnapshotId"])
         except failures() as e:
             failure = Failure(e)
             if failure.code in _GONE or "kms" in failure.code.lower():
@@ -528,7 +555,7 @@ def check_key(kms: Any, kms_key: str, copier: str, partition: str = "aws") -> st
             )
         arn = str(described["Arn"])
         policy = kms.get_key_policy(KeyId=arn, PolicyName="default")["Policy"]
-    missing = missing_actions(policy, copier, partition)
+        missing = missing_actions(policy, copier, partition)
     if missing:
         raise KeyDeniedError(
             f"key {kms_key} does not give {copier} {', '.join(missing)}",
@@ -589,6 +616,11 @@ def _failing(what: str) -> Iterator[None]:
         yield
     except failures() as e:
         raise _error(e, what) from e
+    except (KeyError, ValueError) as e:  # botocore takes half of a JSON answer for an empty one
+        raise UnreachableError(
+            f"cannot {what}: the answer is damaged",
+            hint="check the network and the endpoint, then run the same command again",
+        ) from e
 
 
 def _error(e: Exception, what: str) -> AcquisitionError:

@@ -22,7 +22,9 @@ _UNKNOWN_CALLER = {
     "SignatureDoesNotMatch",
 }  # fmt: skip
 _SKEW = {"RequestTimeTooSkewed", "InvalidSignatureException"}
-_DENIED = {"AccessDenied", "AccessDeniedException", "Forbidden", "403"}
+_DENIED = {
+    "AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "Forbidden", "403",
+}  # fmt: skip
 _BUSY = {
     "SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "Throttling",
     "ThrottlingException", "RequestLimitExceeded", "BandwidthLimitExceeded", "500", "502", "503",
@@ -61,6 +63,8 @@ class Failure:
             self.tried_again = int(facts.get("RetryAttempts", 0)) > 0
         else:
             self.code, self.message, self.status = type(e).__name__, str(e), 0
+            if self.code == "ResponseParserError":  # it quotes the answer: credentials, from STS
+                self.message = "the answer cannot be understood"
             self.tried_again = False
 
     @property

@@ -14,7 +14,9 @@ from acquisition.snapshot import (
     COPY_ACTIONS,
     Ec2,
     KeyDeniedError,
+    Lock,
     Observed,
+    Snapshot,
     SnapshotFailedError,
     UnreachableError,
     Volume,
@@ -147,6 +149,76 @@ def test_a_failed_snapshot_of_an_earlier_run_is_replaced(ec2, fake):
     fake.add(1, "vol-1", state="error")
     fake.add(2, "vol-2")
     assert frozen(ec2, resumed=True)["vol-1"] == "snap-101"
+
+
+# -- what is new is not seen at once ---------------------------------------------------------------
+
+
+class SlowEc2(FakeEc2):
+    """A snapshot, its lock and its share are there, and for `unseen` looks nobody sees them."""
+
+    def __init__(self, unseen):
+        super().__init__()
+        self.unseen = {"snapshot": unseen, "lock": unseen, "share": unseen, "copy": unseen}
+        self.locks = self.shares = self.copies = 0
+
+    def _seen(self, what):
+        self.unseen[what] -= 1
+        return self.unseen[what] < 0
+
+    def _or_gone(self, what):
+        if not self._seen(what):
+            raise ClientError({"Error": {"Code": "InvalidSnapshot.NotFound", "Message": "?"}}, "x")
+
+    def describe_locked_snapshots(self, SnapshotIds):
+        self._or_gone("snapshot")
+        held = self.locks and self._seen("lock")
+        return {"Snapshots": [{"LockState": "governance"}] if held else []}
+
+    def lock_snapshot(self, **_):
+        self.locks += 1
+
+    def describe_snapshot_attribute(self, **_):
+        shown = self.shares and self._seen("share")
+        return {"CreateVolumePermissions": [{"UserId": AUDIT}] if shown else []}
+
+    def modify_snapshot_attribute(self, **_):
+        self.shares += 1
+
+    def copy_snapshot(self, **_):
+        self._or_gone("copy")
+        self.copies += 1
+        return {"SnapshotId": "snap-9"}
+
+    def paginate(self, **_):
+        return [{"Snapshots": []}]
+
+    def all(self):
+        """What is done with a snapshot, in order."""
+        ec2 = Ec2(self, self, "1", "eu-west-1", sleep=lambda _s: None)
+        return {
+            "lock": lambda: ec2.lock("snap-1", Lock("governance", 1)),
+            "share": lambda: ec2.share("snap-1", AUDIT),
+            "copy": lambda: ec2.copy(
+                Snapshot("snap-1", "vol-1", "1", 1 << 30, "completed", "", THEN), "eu-west-1",
+                "key", {}, "mark", THEN,
+            ),
+        }  # fmt: skip
+
+
+def test_lock_share_and_copy_wait_for_what_is_not_seen_yet():
+    slow = SlowEc2(5)
+    done = {name: work() for name, work in slow.all().items()}
+    assert done == {"lock": {"state": "governance", "until": ""}, "share": None, "copy": "snap-9"}
+    assert (slow.locks, slow.shares, slow.copies) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("what", ["lock", "share", "copy"])
+def test_what_never_shows_is_an_error(what):
+    slow = SlowEc2(1000)
+    with pytest.raises(AcquisitionError, match="snap-1"):
+        slow.all()[what]()
+    assert slow.unseen["snapshot" if what == "lock" else what] > 900, "it gave up in time"
 
 
 # -- waiting ---------------------------------------------------------------------------------------
