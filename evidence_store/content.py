@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING
 
+from evidence_store.ahead import in_order
 from evidence_store.backend import ObjectNotFoundError, parts_of_fd, translate
 from evidence_store.digest import LinearDigest, SegmentList, segment_name
 from evidence_store.errors import StoreError, StoreUnavailableError
@@ -162,7 +163,7 @@ def hash_objects(
         return name, size, same
 
     with ThreadPoolExecutor(workers, thread_name_prefix="verify") as pool:
-        yield from pool.map(check, segments.digests)
+        yield from in_order(pool, check, segments.digests)
 
 
 def hash_in_order(

@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import urlencode
 
+from evidence_store.ahead import in_order
 from evidence_store.aws import Failure, failures
 from evidence_store.backend import (
     AmbiguousWriteError,
@@ -286,7 +287,9 @@ class S3Backend:
             wanted.append(key)
             key = next(keys)
         with ThreadPoolExecutor(self.workers, thread_name_prefix="s3-read") as pool:
-            yield from pool.map(lambda k: self._read(k, limit, self._only(k, listed[k])), wanted)
+            yield from in_order(
+                pool, lambda k: self._read(k, limit, self._only(k, listed[k])), wanted
+            )
 
     def _read(self, key: str, limit: int, version: str | None) -> bytes:
         def take(answer: dict[str, Any]) -> bytes:
@@ -402,7 +405,7 @@ class S3Backend:
                 elif stored == versions:
                     whole.append(key)
             with ThreadPoolExecutor(self.workers, thread_name_prefix="s3-look") as pool:
-                for key, wrong in zip(whole, pool.map(look, whole), strict=True):
+                for key, wrong in zip(whole, in_order(pool, look, whole), strict=True):
                     if wrong:
                         yield key, "; ".join(wrong)
 

@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from evidence_store.ahead import in_order
 from evidence_store.backend import LocalBackend, parts_of_fd, sha256_of_fd
 from evidence_store.bag import layout
 from evidence_store.digest import LinearDigest, SegmentList
@@ -233,7 +234,7 @@ class _Check:
                 os.close(fd)
 
         with ThreadPoolExecutor(self.workers, thread_name_prefix="bag") as pool:
-            yield from zip(names, pool.map(one, names), strict=True)
+            yield from zip(names, in_order(pool, one, names), strict=True)
 
     def _tag_files(self, tagged: dict[str, str]) -> None:
         names = [n for n in self.present if _is_tag(n)]
