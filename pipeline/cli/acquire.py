@@ -230,3 +230,6 @@ def _bars(options: Globals) -> Iterator[Callable[[str], Progress]]:
             return stack.enter_context(options.progress(label))
 
         yield bar
+
+
+from pipeline.cli import remains as _remains  # noqa: E402, F401 (a command of this group)

@@ -210,17 +210,21 @@ def install() -> None:
     # Those that are not named again register themselves.
     from pipeline.gameday.aws import (  # noqa: F401
         direct,
+        ended,
         events,
         functions,
+        images,
         kms,
         listing,
+        recycle,
         s3,
         sessions,
         snapshots,
+        trail,
         volumes,
     )
 
-    for extension in (events, listing, volumes, snapshots):
+    for extension in (events, listing, volumes, snapshots, recycle, images, ended, trail):
         extension.install()
     for name in ("urls", "url_paths"):
         _wrap(name)

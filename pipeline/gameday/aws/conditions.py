@@ -30,6 +30,12 @@ class Settings:
         What becomes of a copy whose key may not be used: it goes to `error`, or is `gone`.
     `session_seconds`
         Role sessions end so long after they began; 0: never.
+    `recycle_volumes_days`, `recycle_snapshots_days`, `recycle_images_days`
+        A retention rule of the Recycle Bin; 0: none, what is deleted is gone.
+    `trail_seconds`
+        Events are seen by LookupEvents so long after they happened.
+    `config_recorder`
+        1: AWS Config records instances that end.
     """
 
     snapshot_polls: int = 0
@@ -40,6 +46,11 @@ class Settings:
     block_page_limit: int = 0
     kms_denial: str = "error"
     session_seconds: float = 0.0
+    recycle_volumes_days: float = 0.0
+    recycle_snapshots_days: float = 0.0
+    recycle_images_days: float = 0.0
+    trail_seconds: float = 0.0
+    config_recorder: int = 0
 
     def __post_init__(self) -> None:
         if self.kms_denial not in ("error", "gone"):

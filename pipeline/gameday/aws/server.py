@@ -56,11 +56,11 @@ def reset() -> None:
     call.faults.clear()
     call.calls.clear()
     functions.clear()
-    from pipeline.gameday.aws import sessions, volumes
+    from pipeline.gameday.aws import ended, sessions, trail, volumes
 
     conditions.reset()
-    sessions.reset()
-    volumes.reset()
+    for extension in (sessions, volumes, trail, ended):
+        extension.reset()
 
 
 def perform(document: dict[str, Any]) -> None:
