@@ -15,6 +15,7 @@ as a process of its own where kills, sockets or other programs matter.
     s3, kms    strictness that moto lacks; functions: Lambda Invoke of Python functions
     conditions how the simulated AWS behaves
     snapshots, locks, volumes, paging, direct, blocks   EC2 and EBS
+    instances, scaling   what guards and connects an instance; Auto Scaling
     sessions   role sessions that end; events: the account in an event
     server     the process; stand: both modes for the caller; seed: what a game day starts from
 """

@@ -212,15 +212,17 @@ def install() -> None:
         direct,
         events,
         functions,
+        instances,
         kms,
         listing,
         s3,
+        scaling,
         sessions,
         snapshots,
         volumes,
     )
 
-    for extension in (events, listing, volumes, snapshots):
+    for extension in (events, listing, volumes, snapshots, instances):
         extension.install()
     for name in ("urls", "url_paths"):
         _wrap(name)

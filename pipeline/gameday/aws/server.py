@@ -56,9 +56,10 @@ def reset() -> None:
     call.faults.clear()
     call.calls.clear()
     functions.clear()
-    from pipeline.gameday.aws import sessions, volumes
+    from pipeline.gameday.aws import scaling, sessions, volumes
 
     conditions.reset()
+    scaling.reset()
     sessions.reset()
     volumes.reset()
 
