@@ -16,8 +16,9 @@ on.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -102,6 +103,7 @@ class Containment:
         recorder: the case, or a journal that stands in for it.
         peers: addresses (CIDR) to cut at once by network ACL.
         approve: asked before what may cost the instance; False leaves it waiting.
+        sleep: between looks.
     """
 
     recorder: steps.Recorder
@@ -111,6 +113,7 @@ class Containment:
     peers: tuple[str, ...] = ()
     say: Callable[[str], None] = lambda _line: None
     approve: Callable[[str], bool] = lambda _question: False
+    sleep: Callable[[float], None] = time.sleep
 
     @property
     def wanted(self) -> Wanted:
@@ -121,7 +124,9 @@ class Containment:
     def _aws(self) -> Aws:
         client = partial(self.accounts.client, account=self.target.account,
                          region=self.target.region)  # fmt: skip
-        return Aws(client("ec2"), client("autoscaling"), client("iam"), self.target.resource_id)
+        return Aws(
+            client("ec2"), client("autoscaling"), client("iam"), self.target.resource_id, self.sleep
+        )
 
     # -- what is, and what was -------------------------------------------------------------------
 
@@ -376,8 +381,20 @@ class Containment:
         return made(now, "restore" if found == "ours" else "nothing")
 
     def release(self) -> list[Undone]:
-        """Put back what this case changed and nobody changed since. Raises: ContainmentError."""
-        return [self._restore(one) for one in self.release_plan()]
+        """Put back what this case changed and nobody changed since. Raises: ContainmentError.
+
+        An instance whose interfaces could not be put back does not go back into its Auto Scaling
+        group either: what nobody can reach is ended there.
+        """
+        done: list[Undone] = []
+        for one in self.release_plan():
+            shut = [u.attribute for u in done
+                    if u.attribute.kind == "groups" and u.restored == "cannot"]  # fmt: skip
+            if shut and one.attribute.kind == "membership" and one.what == "restore":
+                note = f"its group would end it: {shut[0]} is not as it was"
+                one = replace(one, what="leave", note=note)
+            done.append(self._restore(one))
+        return done
 
     def _restore(self, one: ToUndo) -> Undone:
         attribute = one.attribute
