@@ -17,6 +17,7 @@ import os
 import queue
 import threading
 import uuid
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -155,7 +156,7 @@ class Journal:
                 self.case_id, Authority(ticket=self.case_id), deployment=DEPLOYMENT,
                 title="spool", checkpoint_key=LocalSigner.generate().public,
             )  # fmt: skip
-            _hold(root)
+            weakref.finalize(self, os.close, _hold(root))
             self._warn(f"spool {root}, signed by {signer.public.fingerprint}")
             self._echo(f"impound-spool {self.case_id} key {signer.public.pem().decode()!r}")
             self._say(self._spool, 0)
@@ -198,9 +199,11 @@ def _root(spool: Case) -> Path:
     return backend.root
 
 
-def _hold(root: Path) -> None:
-    """Keep others from adopting a spool while this process lives."""
-    fcntl.flock(os.open(root, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+def _hold(root: Path) -> int:
+    """Keep others from adopting a spool until the descriptor is closed; return that."""
+    descriptor = os.open(root, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return descriptor
 
 
 @contextlib.contextmanager
@@ -269,5 +272,8 @@ def within(seconds: float, call: Callable[[], T]) -> T:
         fine, value = answers.get(timeout=seconds)
         if fine:
             return value  # type: ignore[return-value]
-        raise value  # type: ignore[misc]
+        try:
+            raise value  # type: ignore[misc]
+        finally:
+            del value  # its traceback holds this frame, and the caller's
     raise LateError(f"the store did not answer within {seconds:.0f} s")
