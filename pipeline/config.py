@@ -106,7 +106,9 @@ class AwsSettings(BaseModel):
         default=3, ge=1, le=36500, description="for how many days snapshots are locked"
     )
     isolation_sources: tuple[Annotated[str, AfterValidator(_network)], ...] = Field(
-        default=(), description="networks (CIDR) that still reach an isolated instance, port 22"
+        default=(),
+        max_length=19,
+        description="networks (CIDR) that still reach an isolated instance, port 22",
     )
     source_identity: bool = Field(
         default=False, description="send SourceIdentity; every trust policy must allow it"

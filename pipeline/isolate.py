@@ -291,7 +291,7 @@ class Containment:
         self, name: str, attribute: Attribute, before: JsonValue, after: JsonValue
     ) -> steps.Begun:
         """Record the intent; one that is open and says something else was overtaken."""
-        where = f"{self.target.resource_id} {attribute}"
+        where = clean(f"{self.target.resource_id} {attribute}")
         facts = self._facts(attribute, before, after)
         begun = steps.begin(self.recorder, name, where, **facts)
         held = steps.events_of(self.recorder, name, where)
@@ -304,8 +304,8 @@ class Containment:
     def _facts(
         self, attribute: Attribute, before: JsonValue, after: JsonValue
     ) -> dict[str, JsonValue]:
-        return {"of": self.target.arn, "attribute": str(attribute), "before": before,
-                "after": after}  # fmt: skip
+        return {"of": self.target.arn, "attribute": clean(str(attribute)), "before": _fit(before),
+                "after": _fit(after)}  # fmt: skip
 
     def _prove(self, outcome: Outcome) -> None:
         """Read all again: nothing is claimed that does not read so."""
@@ -324,9 +324,9 @@ class Containment:
             outcome.verdict = verdict(now, self.wanted, wrong)
         found = outcome.verdict
         facts: dict[str, JsonValue] = {
-            "verdict": found.verdict, "left": [clean(t, 200) for t in found.left[:8]],
+            "verdict": found.verdict, "left": [clean(t, 120) for t in found.left[:6]],
             "left_in_all": len(found.left),
-            "unfiltered": [clean(t, 200) for t in found.unfiltered[:8]],
+            "unfiltered": [clean(t, 120) for t in found.unfiltered[:6]],
         }  # fmt: skip
         steps.note(self.recorder, "prove", self.target.arn, **facts)
         if found.verdict != "not isolated":
@@ -437,7 +437,7 @@ def _parts(attributes: Mapping[Attribute, JsonValue]) -> Iterable[list[JsonValue
     part: list[JsonValue] = []
     size = 0
     for attribute, value in sorted(attributes.items(), key=lambda item: item[0]):
-        one: JsonValue = {"attribute": str(attribute), "value": value}
+        one: JsonValue = {"attribute": clean(str(attribute)), "value": _fit(value)}
         length = len(json.dumps(one))
         if part and size + length > _ROOM:
             yield part
@@ -446,6 +446,17 @@ def _parts(attributes: Mapping[Attribute, JsonValue]) -> Iterable[list[JsonValue
         size += length
     if part:
         yield part
+
+
+def _fit(value: JsonValue) -> JsonValue:
+    """A value without what a ledger refuses: names in AWS are chosen by others."""
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, list):
+        return [_fit(v) for v in value]
+    if isinstance(value, dict):
+        return {k: _fit(v) for k, v in value.items()}
+    return value
 
 
 def short(value: Any) -> str:

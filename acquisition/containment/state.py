@@ -41,7 +41,7 @@ class Attribute:
     | shutdown-behavior | instance | stop, terminate |
     | delete-on-termination | instance, device | bool |
     | membership | instance | {group, lifecycle, protected} or None |
-    | isolation-group | VPC | {id, rules} or None |
+    | isolation-group | VPC | {id, rules} or None; of many rules the first twenty |
     | groups | interface | list of group ids, sorted |
     | address | allocation | {interface, private, association} or None |
     | acl-entry | ACL, egress or ingress, number | {cidr, action, protocol} or None |

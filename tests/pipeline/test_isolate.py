@@ -393,6 +393,51 @@ def test_a_drifted_isolation_group_is_repaired(contain, web):
     assert done.verdict.left == ()
 
 
+def test_an_isolation_group_that_was_stuffed_with_rules(contain, web):
+    """Somebody made it before us, with more rules than a ledger entry has room for."""
+    vpc = web.described["VpcId"]
+    stuffed = web.ec2.create_security_group(
+        GroupName=GROUP_NAME, Description="x", VpcId=vpc
+    )["GroupId"]  # fmt: skip
+    web.ec2.authorize_security_group_ingress(GroupId=stuffed, IpPermissions=[
+        {"IpProtocol": "tcp", "FromPort": port, "ToPort": port,
+         "IpRanges": [{"CidrIp": "203.0.113.0/24"}]} for port in range(1000, 1055)
+    ])  # fmt: skip
+    done = contain().isolate()
+    assert done.verdict.left == ()
+    assert contain()._aws.read(Attribute("isolation-group", vpc))["rules"] == RULES
+
+
+def test_a_policy_of_our_name_that_is_too_long(contain, web):
+    """It is told, not overwritten: it could not be put back."""
+    long = json.dumps({"Version": "2012-10-17", "Statement": [
+        {"Effect": "Allow", "Action": f"s3:Get{n}", "Resource": "*"} for n in range(60)
+    ]})  # fmt: skip
+    name = f"impound-{web.id}"
+    web.iam.put_role_policy(RoleName=WEB, PolicyName=name, PolicyDocument=long)
+    done = contain().isolate()
+    assert [g for g in done.gaps if "not ours" in g]
+    held = web.iam.get_role_policy(RoleName=WEB, PolicyName=name)["PolicyDocument"]
+    assert held == json.loads(long)
+    assert web.profiles() == []
+
+
+def test_names_that_a_ledger_refuses(contain, world, monkeypatch):
+    """Others choose the names of groups; one must not stop an isolation."""
+    plain = Aws._membership
+
+    def membership(self):
+        held = plain(self)
+        return held and held | {"group": "e\u0301vil\x1b[2J"}
+
+    monkeypatch.setattr(Aws, "_membership", membership)
+    contain(approve=lambda _question: True).isolate()
+    world.case.refresh()
+    kept = contain().original()
+    [found] = [v for a, v in kept.items() if a.kind == "membership"]
+    assert found["group"] == "évil\\x1b[2J"
+
+
 def test_drift_after_isolation_is_seen_and_repaired(contain, web):
     contain().isolate()
     group = web.isolation_group()
@@ -678,6 +723,14 @@ def test_new_groups_and_policies_are_seen_late(contain, web, aws):
     assert done.verdict.verdict == "groups applied, not probed"
     assert len(done.gaps) == 1
     assert set(map(tuple, web.groups().values())) == {(web.isolation_group(),)}
+
+
+def test_a_group_that_is_not_known_everywhere_yet(contain, web, aws):
+    aws.faults.add(Fault("error", operation="ModifyNetworkInterfaceAttribute", times=3, status=400,
+                         code="InvalidGroup.NotFound"))  # fmt: skip
+    done = contain().isolate()
+    assert len(done.gaps) == 1
+    assert done.verdict.verdict == "groups applied, not probed"
 
 
 # -- every restore is checked
