@@ -11,10 +11,11 @@ import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import ConfigError
 
@@ -72,6 +73,12 @@ class SigningSettings(BaseModel):
 _ACCOUNT = r"^(|[0-9]{12})$"
 
 
+def _network(text: str) -> str:
+    if ":" in text:
+        raise ValueError("only IPv4 networks are permitted to reach an isolated instance")
+    return str(ip_network(text))
+
+
 class AwsSettings(BaseModel):
     """The landing zone."""
 
@@ -103,6 +110,11 @@ class AwsSettings(BaseModel):
     )
     source_lock_days: int = Field(
         default=3, ge=1, le=36500, description="for how many days snapshots are locked"
+    )
+    isolation_sources: tuple[Annotated[str, AfterValidator(_network)], ...] = Field(
+        default=(),
+        max_length=19,
+        description="networks (CIDR) that still reach an isolated instance, port 22",
     )
     source_identity: bool = Field(
         default=False, description="send SourceIdentity; every trust policy must allow it"

@@ -7,15 +7,34 @@ is recorded was interrupted, and whoever does it again first looks for what it m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal, Protocol
 
 from pydantic import JsonValue
 
-from evidence_store.ledger import Draft
+from evidence_store.ledger import Draft, Logged
 from evidence_store.model import CustodyEvent, clean
-from evidence_store.store import Case
+
+
+class Events(Protocol):
+    """The verified events of a case, in order."""
+
+    @property
+    def events(self) -> list[CustodyEvent]:
+        """Them."""
+
+
+class Recorder(Protocol):
+    """Where steps are recorded: a case, or `pipeline.journal.Journal` when it cannot be had."""
+
+    @property
+    def ledger(self) -> Events:
+        """What was recorded."""
+
+    def record(self, build: Callable[[], Draft | None]) -> Logged | None:
+        """Record one event, unless `build` no longer wants it."""
 
 
 @dataclass(frozen=True)
@@ -37,16 +56,16 @@ class Begun:
     done: Mapping[str, JsonValue] | None = None
 
 
-def events_of(case: Case, name: str, target: str) -> list[CustodyEvent]:
+def events_of(case: Recorder, name: str, target: str) -> list[CustodyEvent]:
     """Return what the verified ledger says of a step, in order."""
     return [
         event for event in case.ledger.events
-        if event.action.startswith("step.")
+        if event.action.startswith(("step.", "target."))
         and ((event.data or {}).get("step"), (event.data or {}).get("target")) == (name, target)
     ]  # fmt: skip
 
 
-def begin(case: Case, name: str, target: str, **facts: JsonValue) -> Begun:
+def begin(case: Recorder, name: str, target: str, **facts: JsonValue) -> Begun:
     """Record the intent of a step, unless it is open or done.
 
     Raises: StoreError.
@@ -69,12 +88,20 @@ def begin(case: Case, name: str, target: str, **facts: JsonValue) -> Begun:
     )  # fmt: skip
 
 
-def done(case: Case, step: Begun, **facts: JsonValue) -> None:
+def done(case: Recorder, step: Begun, **facts: JsonValue) -> None:
     """Record that a step is done, and what it came to. Raises: StoreError."""
     _end(case, step, "step.done", "ok", facts)
 
 
-def note(case: Case, name: str, target: str, **facts: JsonValue) -> None:
+def changed(
+    case: Recorder, step: Begun, action: Literal["target.changed", "target.restored"],
+    **facts: JsonValue,
+) -> None:  # fmt: skip
+    """Record that a step changed its target, or put it back. Raises: StoreError."""
+    _end(case, step, action, "ok", facts)
+
+
+def note(case: Recorder, name: str, target: str, **facts: JsonValue) -> None:
     """Record one fact of a step, unless it stands: an event of its own, for events are short."""
     data: dict[str, JsonValue] = {"step": name, "target": target, **facts}
 
@@ -85,12 +112,12 @@ def note(case: Case, name: str, target: str, **facts: JsonValue) -> None:
     case.record(build)
 
 
-def failed(case: Case, step: Begun, why: str) -> None:
+def failed(case: Recorder, step: Begun, why: str) -> None:
     """Record that a step failed; it can be begun again. Raises: StoreError."""
     _end(case, step, "step.failed", "failed", {}, why)
 
 
-def skipped(case: Case, name: str, target: str, why: str) -> None:
+def skipped(case: Recorder, name: str, target: str, why: str) -> None:
     """Record that a step cannot be done, unless that is its last word already."""
 
     def build() -> Draft | None:
@@ -104,7 +131,7 @@ def skipped(case: Case, name: str, target: str, why: str) -> None:
 
 
 def _end(
-    case: Case, step: Begun, action: str, result: str, facts: Mapping[str, JsonValue],
+    case: Recorder, step: Begun, action: str, result: str, facts: Mapping[str, JsonValue],
     note: str = "",
 ) -> None:  # fmt: skip
     fields = {

@@ -45,6 +45,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "seal": ("pipeline.cli.case", "Sign a checkpoint over a case's ledger."),
     "acquire": ("pipeline.cli.acquire", "Acquire volumes from AWS into custody."),
     "triage": ("pipeline.cli.triage", "Take single files out of a snapshot."),
+    "isolate": ("pipeline.cli.contain", "Cut an instance off, so that it can be undone."),
+    "release": ("pipeline.cli.contain", "Put back what isolate changed."),
     "plan": ("pipeline.cli.plan", "Say what an acquisition would do."),
     "ingest": ("pipeline.cli.ingest", "Take a file, device, directory or stream into custody."),
     "item": ("pipeline.cli.item", "List items and read them back."),

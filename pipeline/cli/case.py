@@ -221,7 +221,9 @@ def _outcome(outcome: str) -> str:
 
 def _step(event: CustodyEvent) -> str | None:
     data = event.data or {}
-    return f"{data.get('step')} {data.get('target')}" if event.action.startswith("step.") else None
+    if not event.action.startswith(("step.", "target.", "approval.")):
+        return None
+    return f"{data.get('step')} {data.get('target')}"
 
 
 def _entry(event: CustodyEvent, sha256: str) -> dict[str, Any]:

@@ -214,17 +214,21 @@ def install() -> None:
         events,
         functions,
         images,
+        instances,
         kms,
         listing,
         recycle,
         s3,
+        scaling,
         sessions,
         snapshots,
         trail,
         volumes,
     )
 
-    for extension in (events, listing, volumes, snapshots, recycle, images, ended, trail):
+    for extension in (
+        events, listing, volumes, snapshots, instances, recycle, images, ended, trail,
+    ):  # fmt: skip
         extension.install()
     for name in ("urls", "url_paths"):
         _wrap(name)

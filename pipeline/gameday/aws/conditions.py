@@ -22,12 +22,14 @@ class Settings:
         A volume stays `creating`, an attachment `attaching` or `detaching`, for so many
         DescribeVolumes.
     `visibility`
-        New instances, volumes, snapshots, shares, tags, key policies and grants are not seen by the
-        first so many requests that would need them.
+        New instances, volumes, snapshots, shares, tags, security groups, key policies, grants and
+        inline policies of roles are not seen by the first so many requests that would need them.
     `page_limit`, `block_page_limit`
         Items a page of EC2 (where MaxResults is given), of EBS direct; 0: as asked.
     `kms_denial`
         What becomes of a copy whose key may not be used: it goes to `error`, or is `gone`.
+    `health_checks`
+        An unhealthy member of an Auto Scaling group is ended after so many requests more.
     `session_seconds`
         Role sessions end so long after they began; 0: never.
     `recycle_volumes_days`, `recycle_snapshots_days`, `recycle_images_days`
@@ -45,6 +47,7 @@ class Settings:
     page_limit: int = 0
     block_page_limit: int = 0
     kms_denial: str = "error"
+    health_checks: int = 0
     session_seconds: float = 0.0
     recycle_volumes_days: float = 0.0
     recycle_snapshots_days: float = 0.0

@@ -32,6 +32,7 @@ SEALER = "impound-sealer"
 CUSTODIAN_ROLE = "impound-custodian"
 ANCHOR_YEARS = 10
 EXTERNAL_ID = "impound-gameday"
+WEB = "web-server"
 _DEVICES = ("/dev/sda1", "/dev/sdf", "/dev/sdg", "/dev/sdh")
 _GIB = 1 << 30
 
@@ -48,6 +49,9 @@ LEFT_OUT = (
 @dataclass(frozen=True)
 class Estate:
     """What a member account has: an instance, its volumes in the order of `images`, a snapshot.
+
+    The instance has two interfaces, an Elastic IP and a role, and is the member of an Auto Scaling
+    group of at least one, whose load balancer wants to reach it.
 
     `member_key` encrypts the volumes, `copy_key` of Audit is for copies; both by ARN.
     """
@@ -189,18 +193,13 @@ def estate(stand: Stand, images: Sequence[Path]) -> Estate:
         _allow(_root(AUDIT), "kms:*")
     ))  # fmt: skip
     ec2 = stand.client("ec2", MEMBER)
-    mappings = [
+    mappings: list[dict[str, Any]] = [
         {"DeviceName": device, "Ebs": {
             "VolumeSize": max(1, -(-image.stat().st_size // _GIB)), "VolumeType": "gp3",
-            "Encrypted": True, "KmsKeyId": member_key,
+            "Encrypted": True, "KmsKeyId": member_key, "DeleteOnTermination": device == _DEVICES[0],
         }} for device, image in zip(_DEVICES, images, strict=False)
     ]  # fmt: skip
-    instance = ec2.run_instances(
-        ImageId="ami-gameday", InstanceType="m6i.large", MinCount=1, MaxCount=1,
-        BlockDeviceMappings=mappings, TagSpecifications=[
-            {"ResourceType": "instance", "Tags": [{"Key": "Name", "Value": "web-1"}]},
-        ],
-    )["Instances"][0]["InstanceId"]  # fmt: skip
+    instance = _instance(stand, ec2, mappings)
     held = ec2.describe_instances(InstanceIds=[instance])["Reservations"][0]["Instances"][0]
     volumes = {m["DeviceName"]: m["Ebs"]["VolumeId"] for m in held["BlockDeviceMappings"]}
     for device, image in zip(_DEVICES, images, strict=False):
@@ -214,6 +213,56 @@ def estate(stand: Stand, images: Sequence[Path]) -> Estate:
         tuple(str(i.absolute()) for i in images), member_key, copy_key,
         role_arn(MEMBER, EXECUTION_ROLE), EXTERNAL_ID,
     )  # fmt: skip
+
+
+def _instance(stand: Stand, ec2: Any, mappings: list[dict[str, Any]]) -> str:
+    """A web server: two interfaces, an address, a role; all that a group of one or more has."""
+    iam = stand.client("iam", MEMBER)
+    trust = {"Effect": "Allow", "Principal": {"Service": "ec2.amazonaws.com"},
+             "Action": "sts:AssumeRole"}  # fmt: skip
+    iam.create_role(RoleName=WEB, AssumeRolePolicyDocument=_policy(trust))
+    iam.create_instance_profile(InstanceProfileName=WEB)
+    iam.add_role_to_instance_profile(InstanceProfileName=WEB, RoleName=WEB)
+    subnet = ec2.describe_subnets(
+        Filters=[{"Name": "availability-zone", "Values": [f"{REGION}a"]}]
+    )["Subnets"][0]
+    groups = [
+        _group(ec2, subnet["VpcId"], name, port) for name, port in (("web", 443), ("admin", 22))
+    ]
+    made: str = ec2.run_instances(
+        ImageId="ami-gameday", InstanceType="m6i.large", MinCount=1, MaxCount=1,
+        SubnetId=subnet["SubnetId"], SecurityGroupIds=groups, IamInstanceProfile={"Name": WEB},
+        InstanceInitiatedShutdownBehavior="terminate", BlockDeviceMappings=mappings,
+        TagSpecifications=[{"ResourceType": "instance", "Tags": [
+            {"Key": "Name", "Value": "web-1"},
+            {"Key": "notification", "Value": "web-team@example.org"},
+        ]}],
+    )["Instances"][0]["InstanceId"]  # fmt: skip
+    second = ec2.create_network_interface(SubnetId=subnet["SubnetId"], Groups=groups[1:])
+    interface = second["NetworkInterface"]["NetworkInterfaceId"]
+    ec2.attach_network_interface(InstanceId=made, NetworkInterfaceId=interface, DeviceIndex=1)
+    address = ec2.allocate_address(Domain="vpc")["AllocationId"]
+    ec2.associate_address(AllocationId=address, NetworkInterfaceId=interface)
+    ec2.create_launch_template(LaunchTemplateName=WEB, LaunchTemplateData={
+        "ImageId": "ami-gameday", "InstanceType": "m6i.large", "SecurityGroupIds": groups,
+    })  # fmt: skip
+    scaling = stand.client("autoscaling", MEMBER)
+    scaling.create_auto_scaling_group(
+        AutoScalingGroupName=WEB, LaunchTemplate={"LaunchTemplateName": WEB}, MinSize=0, MaxSize=2,
+        DesiredCapacity=0, VPCZoneIdentifier=subnet["SubnetId"], HealthCheckType="ELB",
+    )  # fmt: skip
+    scaling.attach_instances(AutoScalingGroupName=WEB, InstanceIds=[made])
+    scaling.update_auto_scaling_group(AutoScalingGroupName=WEB, MinSize=1)
+    return made
+
+
+def _group(ec2: Any, vpc: str, name: str, port: int) -> str:
+    made: str = ec2.create_security_group(GroupName=name, Description=name, VpcId=vpc)["GroupId"]
+    ec2.authorize_security_group_ingress(GroupId=made, IpPermissions=[{
+        "IpProtocol": "tcp", "FromPort": port, "ToPort": port,
+        "IpRanges": [{"CidrIp": "0.0.0.0/0"}],
+    }])  # fmt: skip
+    return made
 
 
 def _key(kms: Any, description: str, policy: str, **more: str) -> str:
