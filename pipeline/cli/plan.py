@@ -11,6 +11,7 @@ import click
 from pipeline.cli.acquire import parsed, target_options
 from pipeline.cli.base import Globals, Group, human, pass_globals, table
 from pipeline.cli.case import checked
+from pipeline.cli.respond import respond_options, show_plan
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 @click.group(cls=Group)
 def plan() -> None:
-    """Say what an acquisition would do, and do nothing."""
+    """Say what a command would do, and do nothing."""
 
 
 @plan.command()
@@ -32,6 +33,17 @@ def volume(
     """Steps, calls, bytes, minutes and money of `acquire volume`; the target is only looked at."""
     where = parsed(options, target, account, region)
     return show(options, checked(case_id), where, copy=not no_copy)
+
+
+@plan.command()
+@respond_options
+@pass_globals
+def respond(
+    options: Globals, case_id: str, targets: tuple[str, ...], account: str, region: str
+) -> int:
+    """The plan that `respond` executes: steps, calls, bytes, minutes, money, known gaps."""
+    where = [parsed(options, t, account, region) for t in targets]
+    return show_plan(options, checked(case_id), where)
 
 
 def show(options: Globals, case_id: str, where: Target, *, copy: bool) -> int:
