@@ -69,6 +69,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 APPLICATION = "impound"
 TAKEOVERS = 3
+STALL_S = 20.0
 RESPOND_QUEUE = "respond"
 _POLL_S = 0.2
 _TELL_S = 1.0
@@ -130,6 +131,7 @@ class Executor:
         self.desk = desk
         self.board = Board(place)
         self.fenced = threading.Event()
+        self.stalled = threading.Event()
         self._queues = None if queues is None else list(queues)
         self._slots = slots or os.cpu_count() or 1
         self._stop = threading.Event()
@@ -199,6 +201,8 @@ class Executor:
 
         What did not end stays as it is, for the next executor.
         """
+        if self._stop.is_set():
+            return
         self._stop.set()
         end = time.monotonic() + patience_s
         ending = threading.Thread(
@@ -232,13 +236,30 @@ class Executor:
             log.info("progress of %s is not noted: %s", job_id, e)
 
     def _watch(self) -> None:
-        """Tell jobs at work here that somebody cancelled them."""
+        """Tell jobs at work here that somebody cancelled them; notice when nothing goes on.
+
+        Where the outcome of a job cannot be written (a full disk), nobody hears of it.
+        """
+        seen: tuple[object, float] = ((), time.monotonic())
         while not self._stop.wait(1.0):
             try:
                 for job_id in self.board.cancelled(self.desk.active):
                     self.desk.cancel(job_id)
+                if self.place.shared:
+                    continue
+                before = time.monotonic()
+                self.board.tell("executor", 0, None)  # waits while others lock the database
+                now = time.monotonic()
+                state = [(r.id, r.status) for r in self.board.rows(over=False)]
             except EngineError as e:
-                log.info("cannot look for cancelled jobs: %s", e)
+                log.info("cannot look at what is under way: %s", e)
+                if not self.place.shared and not self.desk.active:
+                    self.stalled.set()
+                continue
+            if not state or self.desk.active or state != seen[0] or now - before > 1:
+                seen = state, now
+            elif now - seen[1] > STALL_S:
+                self.stalled.set()
 
     def _hold(self) -> None:
         """Keep our lock; if the server went away and somebody took our id over, stop."""

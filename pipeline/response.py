@@ -27,7 +27,19 @@ from acquisition.target import Target
 from evidence_store.errors import BusyError, CaseClosedError
 from evidence_store.store import Case
 from pipeline.acquire import Acquisition, missing_settings
-from pipeline.board import RUN, TARGET, VERSION, Board, Place, Row, host_id, place_of, prepare
+from pipeline.board import (
+    RUN,
+    TARGET,
+    VERSION,
+    Board,
+    EngineError,
+    Place,
+    Row,
+    host_id,
+    is_locked,
+    place_of,
+    prepare,
+)
 from pipeline.board import prefix_of as prefix
 from pipeline.errors import UsageError
 from pipeline.plan import Plan, plan_volumes
@@ -223,18 +235,24 @@ class Control:
                     ids = ids or self._begin(client, wanted)
                 return self._follow(ids, tell, lambda: False)
             try:
-                with Executor(self.place, desk, slots=self.session.settings.engine.slots):
+                slots = self.session.settings.engine.slots
+                with Executor(self.place, desk, slots=slots) as executor:
                     with Client(self.place) as client:
                         ids = ids or self._begin(client, wanted)
-                    return self._follow(ids, tell, lambda: False)
+                    ended = self._follow(ids, tell, executor.stalled.is_set)
+                    if executor.stalled.is_set():
+                        raise EngineError(
+                            f"the engine's database in {self.place.home} takes no more outcomes",
+                            hint="free space on its disk, then: impound resume "
+                            f"{self.case.case_id}",
+                        )
+                    return ended
             except BusyError:
                 time.sleep(_LOOK_S)
                 if not self.board.exists:  # it has only just begun
                     continue
             with Client(self.place) as client:
                 ids = ids or self._begin(client, wanted)
-            from pipeline.board import is_locked
-
             ended = self._follow(ids, tell, lambda: not is_locked(self.place))
             if all(row.over for row in ended):
                 return ended
