@@ -202,7 +202,7 @@ _PROGRESS = """
         id text primary key, done bigint not null, total bigint, first bigint not null,
         first_done bigint not null, at bigint not null)
 """
-_TAKEOVERS = "create table if not exists {0}takeover (id text primary key, n integer not null)"
+_BEGUN = "create table if not exists {0}begun (id text primary key, n integer not null)"
 
 
 @dataclass
@@ -293,7 +293,7 @@ class Board:
             else:
                 c.execute("pragma journal_mode=wal")
             c.execute(_PROGRESS.format(self._ours()))
-            c.execute(_TAKEOVERS.format(self._ours()))
+            c.execute(_BEGUN.format(self._ours()))
 
     def rows(self, prefix: str = "", *, over: bool = True) -> list[Row]:
         """Return runs, targets and jobs whose id begins with `prefix`, oldest first.
@@ -340,22 +340,22 @@ class Board:
         with self._connect(writing=True) as c:
             c.execute(self._sql(text), (job_id, done, total, now, done, now))
 
-    def take_over(self, job_id: str) -> int:
-        """Count one more time that a job is taken over; return how often it was.
+    def begun(self, job_id: str, by: int = 1) -> int:
+        """Count how often a job was begun and not ended in order; return it.
 
         Raises: EngineError.
         """
         text = """
-            insert into {ours}takeover as t (id, n) values (?, 1)
-            on conflict (id) do update set n = t.n + 1 returning n
+            insert into {ours}begun as b (id, n) values (?, ?)
+            on conflict (id) do update set n = b.n + excluded.n returning n
         """
         with self._connect(writing=True) as c:
-            return int(c.execute(self._sql(text), (job_id,)).fetchone()[0])
+            return int(c.execute(self._sql(text), (job_id, by)).fetchone()[0])
 
     def forget(self, prefix: str) -> None:
         """Drop our own notes of runs whose id begins with `prefix`. Raises: EngineError."""
         with self._connect(writing=True) as c:
-            for table in ("progress", "takeover"):
+            for table in ("progress", "begun"):
                 text = f"delete from {{ours}}{table} where substr(id, 1, ?) = ?"  # noqa: S608
                 c.execute(self._sql(text), (len(prefix), prefix))
 

@@ -179,7 +179,7 @@ class Executor:
         try:
             DBOS(config=config)
             logging.getLogger("dbos").addFilter(_QUIET)
-            _register(self.desk)
+            _register(self.desk, self.board)
             if self._queues is not None:
                 DBOS.listen_queues(self._queues)
             DBOS.launch()
@@ -295,12 +295,8 @@ class Executor:
                 for row in self.board.rows(over=False):
                     if (row.status, row.executor, row.version) != ("PENDING", executor, VERSION):
                         continue
-                    if row.name in (RUN, TARGET) or self.board.take_over(row.id) <= TAKEOVERS:
-                        log.warning("taking over %s from %s", row.id, executor)
-                        client.resume(row)
-                    else:
-                        log.error("%s ended %d executors; it is given up", row.id, TAKEOVERS)
-                        client.cancel([row.id])
+                    log.warning("taking over %s from %s", row.id, executor)
+                    client.resume(row)
         finally:
             held.release()
 
@@ -399,9 +395,9 @@ class _SharedLock:
 # -- the workflows ---------------------------------------------------------------------------------
 
 
-def _register(desk: Desk) -> None:
+def _register(desk: Desk, board: Board) -> None:
     """Name the workflows and steps of this process. Their bodies call nothing but these."""
-    jobs = {step.name: _job_of(step, desk) for step in STEPS}
+    jobs = {step.name: _job_of(step, desk, board) for step in STEPS}
     units = {step.name: _units_of(step, desk) for step in STEPS if step.units}
 
     @DBOS.step(name="respond.begin")
@@ -504,14 +500,27 @@ def _register(desk: Desk) -> None:
         return {"outcome": worst(whole)}
 
 
-def _job_of(step: Step, desk: Desk) -> Callable[[Params], Params]:
+def _job_of(step: Step, desk: Desk, board: Board) -> Callable[[Params], Params]:
+    shared = board.place.shared  # alone, a person sees that it ends, and starts it again
+
+    def begun(job_id: str, by: int) -> int:
+        try:
+            return board.begun(job_id, by) if shared else 0
+        except EngineError as e:
+            log.info("not counted that %s begins: %s", job_id, e)
+            return 0
+
     @DBOS.step(name=step.name)
     def do(params: Params) -> Params:
+        job_id = str(params["id"])
+        if (times := begun(job_id, 1)) > TAKEOVERS + 1:
+            return desk.give_up(step, params, f"{times - 1} workers ended while they did it")
         try:
             return desk.perform(step, params)
         except CancelledError as e:
+            begun(job_id, -1)
             # No outcome is recorded: whoever resumes the job does the step again.
-            raise DBOSWorkflowCancelledError(str(params["id"])) from e
+            raise DBOSWorkflowCancelledError(job_id) from e
 
     @DBOS.workflow(name=f"step.{step.name}")
     def job(params: Params) -> Params:

@@ -410,6 +410,14 @@ class Desk:
                     return _answer("stopped", [str(e)], code=e.exit_code, hint=e.hint)
         raise CancelledError from ended
 
+    def give_up(self, step: Step, params: Params, why: str) -> Params:
+        """Do not do a job any more; it is a gap."""
+        try:
+            self._gaps(step, self._job(str(params["id"]), params, threading.Event()), [why])
+        except StoreError as e:
+            return _answer("stopped", [str(e)], code=e.exit_code, hint=e.hint)
+        return _answer("gap", [why])
+
     def _perform(self, step: Step, job: Job) -> Params:
         try:
             why = _unapproved(step, job)

@@ -21,6 +21,10 @@ class Result:
     def json(self):
         return json.loads(self.out)
 
+    @property
+    def json_lines(self):
+        return [json.loads(line) for line in self.out.splitlines()]
+
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):

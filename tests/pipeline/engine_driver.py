@@ -3,8 +3,8 @@
 
     python engine_driver.py PLACE LOG [OPTION…]
 
-PLACE is a folder, or a PostgreSQL URL. Each line of LOG is one act: `begin JOB`, `made JOB` (the one
-effect that must never happen twice: it is looked for first, as a step does with AWS), `end JOB`.
+PLACE is a folder, or a PostgreSQL URL. Each line of LOG is one act: `begin JOB`, `made JOB` (the
+effect that must never happen twice: looked for first, as a step does with AWS), `end JOB`.
 
     --start N       start N runs of one target each, then serve
     --serve         serve until killed (else until all runs are over)
@@ -60,6 +60,9 @@ class FakeDesk(workflow.Desk):
 
     def units(self, step: Step, params):
         return ["one", "two"]
+
+    def give_up(self, step: Step, params, why):
+        return {"result": "gap", "gaps": [why], "facts": {}}
 
     def perform(self, step: Step, params):
         job = params["id"]

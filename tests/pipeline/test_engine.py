@@ -25,7 +25,6 @@ from tests.pipeline.engine_driver import place_of
 DRIVER = Path(__file__).with_name("engine_driver.py")
 TARGET_STEPS = [s.name for s in STEPS if s.scope == "target"]
 JOBS_OF_A_RUN = sum(2 if s.units else 1 for s in STEPS)
-pytestmark = pytest.mark.xdist_group("engine")
 
 
 @pytest.fixture
@@ -164,6 +163,7 @@ def test_the_lock_is_gone_with_its_process(driver, place):
     assert not is_locked(place_of(place))
 
 
+@pytest.mark.chaos
 def test_a_comment_in_the_workflow_strands_nothing(driver, log):
     assert ended(driver("--start", 1, "--die", "isolate"))[0] == -signal.SIGKILL
     code, out, err = ended(driver("--comment"))
@@ -171,6 +171,7 @@ def test_a_comment_in_the_workflow_strands_nothing(driver, log):
     once(log)
 
 
+@pytest.mark.chaos
 def test_a_step_inserted_before_finished_ones_is_not_taken_for_them(driver, log, place):
     """A run keeps the steps that it was started with: its plan names them."""
     assert ended(driver("--start", 1, "--die", "isolate"))[0] == -signal.SIGKILL
@@ -180,6 +181,7 @@ def test_a_step_inserted_before_finished_ones_is_not_taken_for_them(driver, log,
     assert not any("/prepare" in job for job in acts(log)["made"])
 
 
+@pytest.mark.chaos
 def test_a_row_of_another_version_is_not_run(driver, log, place):
     """It waits, and whoever looks can see why: pipeline.response replaces it."""
     assert ended(driver("--start", 1, "--die", "freeze"))[0] == -signal.SIGKILL
@@ -197,6 +199,7 @@ def test_a_row_of_another_version_is_not_run(driver, log, place):
     assert {RUN, "step.freeze"} <= {r.name for r in stale}
 
 
+@pytest.mark.chaos
 def test_another_process_that_locks_the_database_is_waited_for(driver, log, place):
     process = driver("--start", 1, "--seconds", 0.1)
     until(lambda: "freeze" in log.read_text() if log.exists() else False)
@@ -209,6 +212,7 @@ def test_another_process_that_locks_the_database_is_waited_for(driver, log, plac
     once(log)
 
 
+@pytest.mark.chaos
 def test_a_full_disk_stops_the_run_and_with_space_it_goes_on(driver, log, place):
     code, out, err = ended(driver("--start", 1, "--full", "memory"), 90)
     assert code == 97 or "ERROR" in out, err
@@ -258,6 +262,7 @@ def cancel(place):
         client.cancel(sorted(ids, key=lambda i: i.count("/")))
 
 
+@pytest.mark.chaos
 def test_told_to_end_it_lets_what_is_at_work_end(driver, log):
     process = driver("--start", 1, "--seconds", 1.5, "--serve")
     until(lambda: log.exists() and "begin 00000000" in log.read_text())
@@ -314,8 +319,7 @@ def test_progress_and_what_is_left(tmp_path):
     assert (done, total, first_done) == (50, 100, 0)
     assert at > first
     board.forget("a")
-    assert board.take_over("a") == 1
-    assert board.take_over("a") == 2
+    assert [board.begun("a"), board.begun("a"), board.begun("a", -1)] == [1, 2, 1]
 
 
 def test_workflow_bodies_call_steps_and_the_engine_only():

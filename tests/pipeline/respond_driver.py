@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line, with a kill -9 of itself at a chosen point.
+
+IMPOUND_TEST_KILL=STEP:after      after STEP did its work, before the engine knows
+IMPOUND_TEST_KILL=STEP:outcome    after STEP's effect, before the ledger says so
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import sys
+
+import acquisition.snapshot
+from pipeline import steps, workflow
+
+acquisition.snapshot.PAUSE_S = 0.01
+name, _, when = os.environ.get("IMPOUND_TEST_KILL", "").partition(":")
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killing(step):
+    def run(job):
+        if (function := step.function()) is not None:
+            function(job)
+        die()
+
+    return dataclasses.replace(step, run=run)
+
+
+if when == "after":
+    workflow.STEPS = tuple(killing(s) if s.name == name else s for s in workflow.STEPS)
+    workflow.BY_NAME = {s.name: s for s in workflow.STEPS}
+elif when == "outcome":
+    recorded = steps.done
+
+    def done(case, begun, **facts):
+        if begun.name == name:
+            die()
+        recorded(case, begun, **facts)
+
+    steps.done = done
+
+from pipeline.cli import main  # noqa: E402
+
+main(sys.argv[1:])
