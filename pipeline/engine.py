@@ -98,15 +98,29 @@ class Json(Serializer):
         return SERIALIZER
 
 
-class _Quiet(logging.Filter):
-    """A cancelled run is no error; the library logs it as one, with a traceback."""
+class _Forward(logging.Handler):
+    """What the library says, in our own log, its tracebacks only with -v.
 
-    def filter(self, record: logging.LogRecord) -> bool:
+    A cancelled run is no error, though it logs it as one.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
         kind = record.exc_info[0] if record.exc_info else None
+        said = record.getMessage()
         cancelled = (DBOSWorkflowCancelledError, DBOSAwaitedWorkflowCancelledError)
-        if kind is not None and issubclass(kind, cancelled):
-            return False
-        return "was cancelled" not in record.getMessage()
+        if (kind is not None and issubclass(kind, cancelled)) or "was cancelled" in said:
+            return
+        reason = f": {record.exc_info[1]}" if record.exc_info else ""
+        log.log(record.levelno, "engine: %s", " ".join(f"{said}{reason}".split())[:500])
+        if record.exc_info:
+            log.info("where it happened", exc_info=record.exc_info)
+
+
+def _quiet() -> None:
+    """Take the library's log over; it writes to standard error by itself otherwise."""
+    logger = logging.getLogger("dbos")
+    logger.handlers[:] = [_FORWARD]
+    logger.propagate = False
 
 
 # -- the one process that runs jobs ----------------------------------------------------------------
@@ -178,7 +192,7 @@ class Executor:
         }  # fmt: skip
         try:
             DBOS(config=config)
-            logging.getLogger("dbos").addFilter(_QUIET)
+            _quiet()
             _register(self.desk, self.board)
             if self._queues is not None:
                 DBOS.listen_queues(self._queues)
@@ -279,7 +293,9 @@ class Executor:
                 continue
             try:
                 pending = [r for r in self.board.rows(over=False) if r.status == "PENDING"]
-                live = self.board.live([r.executor for r in pending])
+                live = self.board.live([lock.executor, *(r.executor for r in pending)])
+                if lock.executor not in live or time.monotonic() - lock.since < _GRACE_S:
+                    continue  # the server was away just now, and not everybody is back
                 for executor in {r.executor for r in pending} - live - {lock.executor}:
                     self._take_over(executor)
             except EngineError as e:
@@ -301,7 +317,7 @@ class Executor:
             held.release()
 
 
-_QUIET = _Quiet()
+_FORWARD = _Forward()
 
 
 class _FileLock:
@@ -577,7 +593,7 @@ class Client:
         self.board = Board(place)
 
     def __enter__(self) -> Client:
-        logging.getLogger("dbos").addFilter(_QUIET)
+        _quiet()
         try:
             if self.place.shared:
                 self.board.make()

@@ -49,6 +49,7 @@ from pipeline.workflow import BY_NAME, STEPS, Desk, Params, Step, of_scope, open
 
 Tell = Callable[[list[Row]], None]
 _LOOK_S = 0.3
+_AWAY_S = 300.0
 _ABOUT = "not part of this version: a gap"
 
 
@@ -267,10 +268,21 @@ class Control:
         return [r.id for r in self.live()]
 
     def _follow(self, ids: list[str], tell: Tell, left: Callable[[], bool]) -> list[Row]:
-        """Tell how it goes until all have ended, or nobody is at it."""
+        """Tell how it goes until all have ended, or nobody is at it.
+
+        A server that is away for some minutes is waited for: the workers wait for it too.
+        """
+        seen = time.monotonic()
         while True:
             free = left()
-            rows = self.rows()
+            try:
+                rows = self.rows()
+            except EngineError:
+                if not self.place.shared or time.monotonic() - seen > _AWAY_S:
+                    raise
+                time.sleep(_LOOK_S)
+                continue
+            seen = time.monotonic()
             tell(rows)
             runs = {r.id: r for r in rows if r.name == RUN}
             watched = [runs[i] for i in ids if i in runs]

@@ -4,11 +4,19 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from pipeline.cli.base import run
+from tests.evidence_store.kit import pattern
+
+HERE = Path(__file__).parent
+GIB = 1 << 30
 
 
 @dataclass
@@ -59,3 +67,122 @@ def opened(impound):
     """The same, with keys and the case T-1001."""
     assert impound("case", "open", "T-1001", "--title", "lab", "--contact", "soc@a.org").code == 0
     return impound
+
+
+# -- an instance with two volumes in three accounts, and responses to it
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Two volumes of 1 GiB with a few blocks of data each; no file system in them."""
+    made = []
+    for number, offsets in enumerate(((0, 5 << 20, GIB - (1 << 19)), (300 << 20,))):
+        path = tmp_path / f"volume{number}.img"
+        with path.open("wb") as f:
+            f.truncate(GIB)
+            for at in offsets:
+                os.pwrite(f.fileno(), pattern(1 << 19, number + 1), at)
+        made.append(path)
+    return made
+
+
+@pytest.fixture
+def zone(aws_server, images):
+    from pipeline.gameday.aws.seed import seed
+
+    return seed(aws_server, "pipeline.sealer:handler", images)
+
+
+@pytest.fixture
+def settings(home, zone):
+    from pipeline.gameday.aws.accounts import AUDIT
+
+    path = home / "impound.toml"
+
+    def write(more=""):
+        path.write_text(
+            f'[aws]\naudit_account = "{AUDIT}"\nsnapshot_key = "{zone.estate.copy_key}"\n'
+            f'external_id = "{zone.estate.external_id}"\n'
+            f'source_lock = "governance"\nsource_lock_days = 1\n{more}'
+        )
+        return path
+
+    write()
+    return write
+
+
+@pytest.fixture
+def cloud(home, impound, aws_server, zone, settings, monkeypatch):
+    from pipeline.gameday.aws.accounts import REGION
+
+    for name, value in {
+        **zone.responder.environment(), "AWS_ENDPOINT_URL": aws_server.endpoint,
+        "AWS_CONFIG_FILE": str(home / "none"), "AWS_SHARED_CREDENTIALS_FILE": str(home / "none"),
+        "AWS_EC2_METADATA_DISABLED": "true", "IMPOUND_CONFIG": str(settings()),
+        "AWS_DEFAULT_REGION": REGION,
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("acquisition.snapshot.PAUSE_S", 0.01)
+    assert impound("case", "open", "T-1", "--contact", "soc@a.org").code == 0
+    return impound
+
+
+@pytest.fixture
+def target(zone):
+    return zone.estate.variables()["INSTANCE"]
+
+
+@pytest.fixture
+def process(cloud):
+    """The command line as a process of its own, with a kill in it if wanted."""
+    started = []
+
+    def start(*argv, kill=""):
+        made = subprocess.Popen(
+            [sys.executable, str(HERE / "respond_driver.py"), *argv],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, env={**os.environ, "IMPOUND_TEST_KILL": kill,
+                            "PYTHONPATH": str(HERE.parents[1])},
+        )  # fmt: skip
+        started.append(made)
+        return made
+
+    yield start
+    for made in started:
+        if made.poll() is None:
+            made.kill()
+        made.communicate()
+
+
+# -- the engine alone
+
+
+@pytest.fixture
+def place(tmp_path):
+    return str(tmp_path / "home")
+
+
+@pytest.fixture
+def log(tmp_path):
+    return tmp_path / "log"
+
+
+@pytest.fixture
+def driver(place, log):
+    """Start the driver; what still runs at the end is killed."""
+    started = []
+
+    def start(*more, where=place):
+        process = subprocess.Popen(
+            [sys.executable, str(HERE / "engine_driver.py"), str(where), str(log), *map(str, more)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONPATH": str(HERE.parents[1])},
+        )  # fmt: skip
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()

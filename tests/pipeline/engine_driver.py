@@ -30,7 +30,7 @@ import time
 from pathlib import Path
 
 from pipeline import workflow
-from pipeline.board import RUN, Board, Place, prepare
+from pipeline.board import RUN, Board, EngineError, Place, prepare
 from pipeline.workflow import CancelledError, Step
 
 
@@ -167,7 +167,11 @@ def main() -> None:
         print("ready", executor.executor_id, flush=True)
         board = Board(place)
         while not stop.wait(0.1) and not executor.fenced.is_set():
-            runs = [r for r in board.rows() if r.name == RUN]
+            try:
+                runs = [r for r in board.rows() if r.name == RUN]
+            except EngineError as e:  # the server is away
+                print(e, file=sys.stderr, flush=True)
+                continue
             if not asked.serve and runs and all(r.over for r in runs):
                 print(*(f"{r.status}:{r.outcome}" for r in runs), flush=True)
                 break

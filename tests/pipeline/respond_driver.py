@@ -16,6 +16,7 @@ import acquisition.snapshot
 from pipeline import steps, workflow
 
 acquisition.snapshot.PAUSE_S = 0.01
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it
 name, _, when = os.environ.get("IMPOUND_TEST_KILL", "").partition(":")
 
 

@@ -6,12 +6,9 @@ from __future__ import annotations
 import collections
 import contextlib
 import json
-import os
 import random
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -25,37 +22,6 @@ from tests.pipeline.engine_driver import place_of
 DRIVER = Path(__file__).with_name("engine_driver.py")
 TARGET_STEPS = [s.name for s in STEPS if s.scope == "target"]
 JOBS_OF_A_RUN = sum(2 if s.units else 1 for s in STEPS)
-
-
-@pytest.fixture
-def place(tmp_path):
-    return str(tmp_path / "home")
-
-
-@pytest.fixture
-def log(tmp_path):
-    return tmp_path / "log"
-
-
-@pytest.fixture
-def driver(place, log):
-    """Start the driver; what still runs at the end is killed."""
-    started = []
-
-    def start(*more, where=place):
-        process = subprocess.Popen(
-            [sys.executable, str(DRIVER), str(where), str(log), *map(str, more)],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env={**os.environ, "PYTHONPATH": str(DRIVER.parents[2])},
-        )  # fmt: skip
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
 
 
 def ended(process, seconds=60):

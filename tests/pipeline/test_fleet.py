@@ -10,25 +10,8 @@ import time
 import pytest
 
 from pipeline.board import RUN, SLOTS, Board, Place, host_id, lock_number
-from tests.pipeline.test_engine import (  # noqa: F401 (fixtures)
-    acts,
-    driver,
-    ended,
-    log,
-    once,
-    place,
-    until,
-)
-from tests.pipeline.test_respond import (  # noqa: F401 (fixtures)
-    cloud,
-    images,
-    made_once,
-    process,
-    settings,
-    states,
-    target,
-    zone,
-)
+from tests.pipeline.test_engine import acts, ended, once, until
+from tests.pipeline.test_respond import made_once
 
 pytestmark = [pytest.mark.postgres, pytest.mark.xdist_group("postgres")]
 
@@ -39,7 +22,7 @@ def board(postgres):
 
 
 @pytest.fixture
-def workers(driver, postgres):  # noqa: F811
+def workers(driver, postgres):
     def start(count, *more, runs=0):
         made = []
         for number in range(count):
@@ -64,7 +47,7 @@ def all_over(board, count):
     return over
 
 
-def test_three_workers_share_the_work_and_none_does_a_job_twice(workers, board, log):  # noqa: F811
+def test_three_workers_share_the_work_and_none_does_a_job_twice(workers, board, log):
     workers(3, "--seconds", 0.2, runs=4)
     until(all_over(board, 4), 120)
     assert [r.outcome for r in runs_of(board)] == ["ok"] * 4
@@ -73,7 +56,7 @@ def test_three_workers_share_the_work_and_none_does_a_job_twice(workers, board, 
     assert {r.executor for r in board.rows()} == {f"{host_id()}-{n}" for n in (1, 2, 3)}
 
 
-def test_the_work_of_a_killed_worker_is_taken_over(workers, board, log):  # noqa: F811
+def test_the_work_of_a_killed_worker_is_taken_over(workers, board, log):
     made = workers(3, "--seconds", 0.5, runs=6)
     time.sleep(4)
     made[0].kill()
@@ -83,7 +66,7 @@ def test_the_work_of_a_killed_worker_is_taken_over(workers, board, log):  # noqa
 
 
 @pytest.mark.chaos
-def test_workers_that_are_killed_again_and_again(workers, board, log):  # noqa: F811
+def test_workers_that_are_killed_again_and_again(workers, board, log):
     made = workers(3, "--seconds", 0.3, runs=8)
     for number in range(3):
         time.sleep(4)
@@ -95,7 +78,7 @@ def test_workers_that_are_killed_again_and_again(workers, board, log):  # noqa: 
 
 
 @pytest.mark.parametrize("seconds", [6, pytest.param(60, marks=pytest.mark.chaos)])
-def test_the_server_goes_away_for_a_while(workers, board, log, postgres, seconds):  # noqa: F811
+def test_the_server_goes_away_for_a_while(workers, board, log, postgres, seconds):
     workers(2, "--seconds", 0.5, runs=2)
     time.sleep(3)
     postgres.stop()
@@ -106,7 +89,7 @@ def test_the_server_goes_away_for_a_while(workers, board, log, postgres, seconds
     once(log, 2)
 
 
-def test_a_job_that_kills_its_workers_is_given_up(driver, board, log):  # noqa: F811
+def test_a_job_that_kills_its_workers_is_given_up(driver, board, log):
     """The rest of the run goes on."""
     first = ("--start", 1)
     while not all_over(board, 1)():
@@ -154,7 +137,7 @@ def test_ids_are_those_of_the_host_and_the_first_free_one(workers, board):
     assert third[0].poll() is None
 
 
-def test_a_server_that_is_not_there_is_one_clear_error(cloud, target, monkeypatch):  # noqa: F811
+def test_a_server_that_is_not_there_is_one_clear_error(cloud, target, monkeypatch):
     monkeypatch.setenv("IMPOUND_ENGINE_URL", "postgresql://impound@127.0.0.1:1/postgres")
     done = cloud("respond", "T-1", target)
     assert done.code == 14
@@ -171,7 +154,7 @@ def test_three_workers_one_killed_and_a_response(
     aws_server,
     process,
     postgres,
-    monkeypatch,  # noqa: F811
+    monkeypatch,
 ):
     """As by hand: the command line only."""
     monkeypatch.setenv("IMPOUND_ENGINE_URL", postgres.url)
@@ -208,7 +191,7 @@ def test_an_approval_lets_the_fleet_go_on(
     process,
     postgres,
     settings,
-    monkeypatch,  # noqa: F811
+    monkeypatch,
 ):
     settings('[engine]\napprove = ["isolate"]\n')
     monkeypatch.setenv("IMPOUND_ENGINE_URL", postgres.url)
@@ -222,7 +205,7 @@ def test_an_approval_lets_the_fleet_go_on(
     made_once(aws_server, cloud)
 
 
-def test_a_worker_needs_keys_that_ask_nobody(cloud, postgres, monkeypatch):  # noqa: F811
+def test_a_worker_needs_keys_that_ask_nobody(cloud, postgres, monkeypatch):
     monkeypatch.setenv("IMPOUND_ENGINE_URL", postgres.url)
     monkeypatch.delenv("IMPOUND_PASSPHRASE_FILE")
     done = cloud("worker")

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import collections
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -15,92 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.gameday.aws.accounts import AUDIT, MEMBER, REGION
+from pipeline.gameday.aws.accounts import AUDIT, MEMBER
 from pipeline.gameday.aws.faults import Fault
-from pipeline.gameday.aws.seed import seed
 from pipeline.workflow import STEPS, Step, of_scope
-from tests.evidence_store.kit import pattern
 
 DRIVER = Path(__file__).with_name("respond_driver.py")
 GIB = 1 << 30
 MISSING = {"protect", "isolate", "memory", "live", "records", "notify"} & {
     s.name for s in STEPS if s.function() is None
 }
-
-
-@pytest.fixture
-def images(tmp_path):
-    """Two volumes of 1 GiB with a few blocks of data each; no file system in them."""
-    made = []
-    for number, offsets in enumerate(((0, 5 << 20, GIB - (1 << 19)), (300 << 20,))):
-        path = tmp_path / f"volume{number}.img"
-        with path.open("wb") as f:
-            f.truncate(GIB)
-            for at in offsets:
-                os.pwrite(f.fileno(), pattern(1 << 19, number + 1), at)
-        made.append(path)
-    return made
-
-
-@pytest.fixture
-def zone(aws_server, images):
-    return seed(aws_server, "pipeline.sealer:handler", images)
-
-
-@pytest.fixture
-def settings(home, zone):
-    path = home / "impound.toml"
-
-    def write(more=""):
-        path.write_text(
-            f'[aws]\naudit_account = "{AUDIT}"\nsnapshot_key = "{zone.estate.copy_key}"\n'
-            f'external_id = "{zone.estate.external_id}"\n'
-            f'source_lock = "governance"\nsource_lock_days = 1\n{more}'
-        )
-        return path
-
-    write()
-    return write
-
-
-@pytest.fixture
-def cloud(home, impound, aws_server, zone, settings, monkeypatch):
-    for name, value in {
-        **zone.responder.environment(), "AWS_ENDPOINT_URL": aws_server.endpoint,
-        "AWS_CONFIG_FILE": str(home / "none"), "AWS_SHARED_CREDENTIALS_FILE": str(home / "none"),
-        "AWS_EC2_METADATA_DISABLED": "true", "IMPOUND_CONFIG": str(settings()),
-        "AWS_DEFAULT_REGION": REGION,
-    }.items():  # fmt: skip
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr("acquisition.snapshot.PAUSE_S", 0.01)
-    assert impound("case", "open", "T-1", "--contact", "soc@a.org").code == 0
-    return impound
-
-
-@pytest.fixture
-def target(zone):
-    return zone.estate.variables()["INSTANCE"]
-
-
-@pytest.fixture
-def process(cloud):
-    """The command line as a process of its own, with a kill in it if wanted."""
-    started = []
-
-    def start(*argv, kill=""):
-        made = subprocess.Popen(
-            [sys.executable, str(DRIVER), *argv], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True, env={**os.environ, "IMPOUND_TEST_KILL": kill,
-                            "PYTHONPATH": str(DRIVER.parents[2])},
-        )  # fmt: skip
-        started.append(made)
-        return made
-
-    yield start
-    for made in started:
-        if made.poll() is None:
-            made.kill()
-        made.communicate()
 
 
 def own(aws_server, account):
