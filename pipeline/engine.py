@@ -101,7 +101,8 @@ class Json(Serializer):
 class _Forward(logging.Handler):
     """What the library says, in our own log, its tracebacks only with -v.
 
-    A cancelled run is no error, though it logs it as one.
+    A cancelled run is no error, though it logs it as one; that the database is away, which every
+    thread of it says again and again, `Executor` says once.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -111,7 +112,9 @@ class _Forward(logging.Handler):
         if (kind is not None and issubclass(kind, cancelled)) or "was cancelled" in said:
             return
         reason = f": {record.exc_info[1]}" if record.exc_info else ""
-        log.log(record.levelno, "engine: %s", " ".join(f"{said}{reason}".split())[:500])
+        again = "OperationalError" in said + reason or "connection" in said
+        level = logging.INFO if again or "no longer owned" in said else record.levelno
+        log.log(level, "engine: %s", " ".join(f"{said}{reason}".split())[:500])
         if record.exc_info:
             log.info("where it happened", exc_info=record.exc_info)
 
@@ -353,6 +356,7 @@ class _SharedLock:
 
     def __init__(self, place: Place, executor: str = "") -> None:
         self._url = place.url
+        self._away = False
         self._connection = self._connect()
         names = [executor] if executor else [f"{host_id()}-{n}" for n in range(1, SLOTS + 1)]
         for name in names:
@@ -394,11 +398,15 @@ class _SharedLock:
             self._connection.execute("select 1")
             return True
         except psycopg.Error:
-            log.warning("the engine's database is away; waiting for it")
+            if not self._away:
+                log.warning("the engine's database is away; waiting for it")
+            self._away = True
         try:
             self._connection.close()
             self._connection = self._connect()
             self.since = time.monotonic()
+            self._away = False
+            log.warning("the engine's database is back")
             return self._take(self.executor)
         except (EngineError, psycopg.Error):
             return True  # nobody can have taken it meanwhile: there is no server
