@@ -15,10 +15,6 @@ import sys
 import acquisition.snapshot
 from pipeline import steps, workflow
 
-acquisition.snapshot.PAUSE_S = 0.01
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it
-name, _, when = os.environ.get("IMPOUND_TEST_KILL", "").partition(":")
-
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
@@ -33,19 +29,26 @@ def killing(step):
     return dataclasses.replace(step, run=run)
 
 
-if when == "after":
-    workflow.STEPS = tuple(killing(s) if s.name == name else s for s in workflow.STEPS)
-    workflow.BY_NAME = {s.name: s for s in workflow.STEPS}
-elif when == "outcome":
-    recorded = steps.done
+def main():
+    acquisition.snapshot.PAUSE_S = 0.01
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it
+    name, _, when = os.environ.get("IMPOUND_TEST_KILL", "").partition(":")
+    if when == "after":
+        workflow.STEPS = tuple(killing(s) if s.name == name else s for s in workflow.STEPS)
+        workflow.BY_NAME = {s.name: s for s in workflow.STEPS}
+    elif when == "outcome":
+        recorded = steps.done
 
-    def done(case, begun, **facts):
-        if begun.name == name:
-            die()
-        recorded(case, begun, **facts)
+        def done(case, begun, **facts):
+            if begun.name == name:
+                die()
+            recorded(case, begun, **facts)
 
-    steps.done = done
+        steps.done = done
+    from pipeline.cli import main as command_line
 
-from pipeline.cli import main  # noqa: E402
+    command_line(sys.argv[1:])
 
-main(sys.argv[1:])
+
+if __name__ == "__main__":
+    main()

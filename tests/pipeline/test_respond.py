@@ -38,7 +38,7 @@ def states(result):
     return found
 
 
-def made_once(aws_server, cloud):
+def made_once(aws_server, cloud, verdicts=(0,)):
     """Two volumes frozen, read, copied and compared, each once; custody is clean."""
     assert len(own(aws_server, MEMBER)) == len(own(aws_server, AUDIT)) == 2
     calls = collections.Counter(s.operation for s in aws_server.calls())
@@ -47,7 +47,7 @@ def made_once(aws_server, cloud):
     disks = [i for i in items if i["kind"] == "disk"]
     assert len(disks) == 2
     assert all(i["state"] == "complete" for i in disks)
-    assert cloud("verify", "T-1", "--deep").code == 0
+    assert cloud("verify", "T-1", "--deep").code in verdicts
 
 
 def expected(found):
@@ -110,7 +110,8 @@ def test_killed_after_each_step_and_resumed(cloud, target, aws_server, process, 
     out, err = resumed.communicate(timeout=180)
     assert resumed.returncode == 3, err
     assert json.loads(out)["outcome"] == "gap"
-    made_once(aws_server, cloud)
+    # The job beside it may have been storing its tables; they are made anew, and verify says so.
+    made_once(aws_server, cloud, (0, 3) if step == "analyse" else (0,))
 
 
 @pytest.mark.chaos
