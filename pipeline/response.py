@@ -167,7 +167,6 @@ class Control:
 
     session: Session
     case: Case
-    evidence: Path | None = None
 
     @cached_property
     def place(self) -> Place:
