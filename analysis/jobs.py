@@ -133,6 +133,7 @@ def run_job(
     limits: Limits | None = None,
     again: bool = False,
     progress: Callable[[int, int | None], None] = lambda _done, _total: None,
+    check: Callable[[], None] = lambda: None,
     temporary: Path | None = None,
 ) -> JobResult:
     """Run a job over an item and keep what it made as a `result` item of the case.
@@ -144,6 +145,7 @@ def run_job(
         limits: of the child.
         again: do it even if the same job by the same tool was done on this item.
         progress: called with (bytes done, bytes in all or None).
+        check: called every second while the child runs; what it raises ends the child.
         temporary: where the child works; the system's temporary directory if None.
 
     Raises: AnalysisError if the item is of another kind; ItemNotFoundError; IntegrityError if the
@@ -171,6 +173,7 @@ def run_job(
             folder=folder,
             limits=limits or Limits(),
             on_message=lambda message: made.take(message, progress),
+            check=check,
         )
         outcome = child.run()
         lost = list(_drop_lost(folder / "out", made, job))

@@ -127,6 +127,7 @@ class Child:
         limits: what it may use.
         on_message: called with each message, in order.
         descriptors: that it inherits, under the same numbers.
+        check: called every second while it runs; what it raises ends the child.
     """
 
     module: str
@@ -136,6 +137,7 @@ class Child:
     limits: Limits = field(default_factory=Limits)
     on_message: Callable[[dict[str, Any]], None] = lambda _message: None
     descriptors: tuple[int, ...] = ()
+    check: Callable[[], None] = lambda: None
     _hello: dict[str, str] = field(default_factory=dict, init=False)
     _max_rss: int = field(default=0, init=False)
 
@@ -217,8 +219,11 @@ class Child:
         poll.register(sock, select.POLLIN)
         while True:
             left = deadline - time.monotonic()
-            if left <= 0 or not poll.poll(left * 1000):
+            if left <= 0:
                 return f"it was ended after {self.limits.wall_s:.0f} s of wall clock"
+            self.check()
+            if not poll.poll(min(left, 1.0) * 1000):
+                continue
             packet = sock.recv(_MESSAGE)
             if not packet:
                 return ""

@@ -15,11 +15,12 @@ quota, and memory stays that of one. At most `COPIES` copies are under way (EBS-
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 
 from pydantic import JsonValue
 
@@ -49,14 +50,15 @@ _WAITS = 32
 
 
 @dataclass
-class _Taking:
-    """One target under way."""
+class Taking:
+    """One target under way: how it was frozen, and what became of it until now."""
 
     freeze: Freeze
     outcome: Outcome
 
     @property
     def target(self) -> Target:
+        """The target."""
         return self.freeze.target
 
 
@@ -69,6 +71,10 @@ class Acquisition:
         more: further targets.
         again: freeze anew what was frozen and read before.
         since: items or snapshots, or `last`: only what changed since is fetched.
+        ending: set, it ends all waits: they can last a day.
+
+    `run` does it all. What does the steps one by one uses `taking`, `complete`, `read`, `copied`
+    and `prove`, and then `close`.
     """
 
     case: Case
@@ -81,11 +87,27 @@ class Acquisition:
     more: Sequence[Target] = ()
     again: bool = False
     since: Sequence[str] = ()
+    ending: threading.Event = field(default_factory=threading.Event)
     _run: Run = field(init=False)
-    _items: Mapping[str, Held] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        self._run = Run(self.case, self.accounts, self.settings, self.say, self.progress)
+        self._run = Run(
+            self.case, self.accounts, self.settings, self.say, self.progress, self.ending
+        )
+
+    def close(self) -> None:
+        """Close what was opened to read."""
+        self._run.close()
+
+    @cached_property
+    def _items(self) -> Mapping[str, Held]:
+        """Snapshots that are in the case already."""
+        return baseline.held(self.case)
+
+    def taking(self, target: Target) -> Taking:
+        """Return a target that nothing became of yet."""
+        freeze = Freeze(self._run, target, self.again, self.since)
+        return Taking(freeze, Outcome(target, [], []))
 
     def run(self) -> Outcome:
         """Do it for the first target. Raises: as `run_all`."""
@@ -96,9 +118,8 @@ class Acquisition:
 
         Raises: StoreError; if nothing could be frozen: AcquisitionError, AccountError, ConfigError.
         """
-        self._items = baseline.held(self.case)
         with ExitStack() as stack:
-            stack.callback(self._run.close)
+            stack.callback(self.close)
             stack.push(self._stop_waiting)
             outcomes, taking = self._freeze_all()
             self._take(taking)
@@ -109,13 +130,13 @@ class Acquisition:
         if kind is not None:
             self._run.stop()
 
-    def _freeze_all(self) -> tuple[list[Outcome], list[_Taking]]:
+    def _freeze_all(self) -> tuple[list[Outcome], list[Taking]]:
         freezes = [
             Freeze(self._run, target, self.again, self.since)
             for target in {t.arn: t for t in (self.target, *self.more)}.values()
         ]
         outcomes: list[Outcome] = []
-        taking: list[_Taking] = []
+        taking: list[Taking] = []
         errors: list[Error] = []
         with self._pool(_FREEZES, "freeze") as pool:
             made = [pool.submit(freeze.take, self._items) for freeze in freezes]
@@ -127,7 +148,7 @@ class Acquisition:
                     outcome = Outcome(freeze.target, [], [])
                     self._say_gap(outcome.gaps, freeze.target.resource_id, e)
                 else:
-                    taking.append(_Taking(freeze, outcome))
+                    taking.append(Taking(freeze, outcome))
                 outcomes.append(outcome)
             if errors and not taking:
                 raise errors[0]
@@ -142,16 +163,16 @@ class Acquisition:
     def _pool(self, threads: int, named: str) -> _Pool:
         return _Pool(self._run, threads, named)
 
-    def _take(self, taking: list[_Taking]) -> None:
+    def _take(self, taking: list[Taking]) -> None:
         found = [(t, r) for t in taking for r in t.outcome.volumes if not r.gone]
         copies: dict[int, Future[bool]] = {}
         with self._pool(COPIES, "copy") as copying, self._pool(_WAITS, "wait") as waiting:
 
-            def complete(each: _Taking, result: Result) -> bool:
-                if not self._try(each, result, partial(self._complete, each, result)):
+            def complete(each: Taking, result: Result) -> bool:
+                if not self._try(each, result, partial(self.complete, each, result)):
                     return False
                 if self.copy:
-                    work = partial(self._copy, each, result)
+                    work = partial(self.copied, each, result)
                     copies[id(result)] = copying.submit(self._try, each, result, work)
                 return True
 
@@ -159,15 +180,15 @@ class Acquisition:
             for future in as_completed(waits):
                 each, result = waits[future]
                 if future.result():
-                    self._try(each, result, partial(self._read, each, result))
+                    self._try(each, result, partial(self.read, each, result))
             copied = {copies[id(r)]: (t, r) for t, r in found if id(r) in copies}
             for future_of_copy in as_completed(copied):
                 each, result = copied[future_of_copy]
                 future_of_copy.result()
                 if result.copy:
-                    self._try(each, result, partial(self._prove, each, result))
+                    self._try(each, result, partial(self.prove, each, result))
 
-    def _try(self, each: _Taking, result: Result, work: Callable[[], None]) -> bool:
+    def _try(self, each: Taking, result: Result, work: Callable[[], None]) -> bool:
         """Do one thing for one volume; what fails is its gap, and the others go on."""
         try:
             work()
@@ -187,7 +208,8 @@ class Acquisition:
 
     # -- the steps -------------------------------------------------------------------------------
 
-    def _complete(self, each: _Taking, result: Result) -> None:
+    def complete(self, each: Taking, result: Result) -> None:
+        """Wait until a snapshot is complete. Raises: AcquisitionError, Stopped."""
         target = each.target
         self.say(f"{result.volume.volume_id}: waiting for {result.snapshot}")
         try:
@@ -199,7 +221,8 @@ class Acquisition:
             steps.note(self.case, "source", result.snapshot, encrypted=False)
             result.notes.append(f"{result.snapshot} is not encrypted")
 
-    def _read(self, each: _Taking, result: Result) -> None:
+    def read(self, each: Taking, result: Result) -> None:
+        """Read a snapshot into the case, unless it is there. Raises: AcquisitionError, StoreError."""
         if known := self._items.get(result.snapshot):
             result.item = known.item
             self.say(f"{result.volume.volume_id} is complete already as {known.item}")
@@ -248,11 +271,12 @@ class Acquisition:
         if count:
             result.gaps.append(f"{count} bytes of {result.snapshot} are unreadable")
 
-    def _copy(self, each: _Taking, result: Result) -> None:
+    def copied(self, each: Taking, result: Result) -> None:
+        """Have a snapshot copied under the Audit key. Raises: AcquisitionError, AccountError."""
         copier = AuditCopy(self._run, each.target)
         result.copy = copier.make(result.snapshot, result.volume.volume_id)
 
-    def _prove(self, each: _Taking, result: Result) -> None:
+    def prove(self, each: Taking, result: Result) -> None:
         """Read the Audit copy whole and compare it with the item."""
         if not result.item:
             return
@@ -308,7 +332,7 @@ class _Pool:
 _COPIED = "vol-ffffffff"  # what EC2 shows for the volume of a copied snapshot
 
 
-def _lineage(each: _Taking, result: Result) -> list[JsonValue]:
+def _lineage(each: Taking, result: Result) -> list[JsonValue]:
     """Our own: the volume id of a copied snapshot is arbitrary (EBS-3)."""
     target = each.target
     snapshot = f"arn:{target.partition}:ec2:{target.region}::snapshot/{result.snapshot}"

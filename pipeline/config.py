@@ -121,6 +121,23 @@ class AwsSettings(BaseModel):
     )
 
 
+class EngineSettings(BaseModel):
+    """Where responses are kept while they run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: str = Field(
+        default="", pattern=r"^(|postgres(ql)?://([^:@/\s]+@)?[^@\s]+)$",
+        description="PostgreSQL of a fleet, without its password (default: a file of this machine)",
+    )  # fmt: skip
+    approve: tuple[Annotated[str, Field(pattern=r"^[a-z]+$")], ...] = Field(
+        default=(), description="steps of a response that wait for approval"
+    )
+    slots: int = Field(
+        default=0, ge=0, le=256, description="analysis jobs at once (default: one a processor)"
+    )
+
+
 class AccountSettings(BaseModel):
     """How one account is reached."""
 
@@ -156,6 +173,7 @@ class Settings(BaseModel):
     s3: S3Settings = Field(S3Settings(), description="stores in S3")
     signing: SigningSettings = Field(SigningSettings(), description="keys in KMS")
     aws: AwsSettings = Field(AwsSettings(), description="the landing zone")
+    engine: EngineSettings = Field(EngineSettings(), description="responses")
     accounts: dict[Annotated[str, Field(pattern=r"^[0-9]{12}$")], AccountSettings] = Field(
         {}, description="how single accounts are reached, by account id"
     )

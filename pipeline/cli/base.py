@@ -47,7 +47,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "triage": ("pipeline.cli.triage", "Take single files out of a snapshot."),
     "isolate": ("pipeline.cli.contain", "Cut an instance off, so that it can be undone."),
     "release": ("pipeline.cli.contain", "Put back what isolate changed."),
-    "plan": ("pipeline.cli.plan", "Say what an acquisition would do."),
+    "plan": ("pipeline.cli.plan", "Say what a response or an acquisition would do."),
+    "respond": ("pipeline.cli.respond", "Respond to incidents: every step for every target."),
+    "status": ("pipeline.cli.respond", "Show how far responses are."),
+    "resume": ("pipeline.cli.respond", "Go on with an interrupted response."),
+    "cancel": ("pipeline.cli.respond", "Stop a response; it can be resumed."),
+    "approve": ("pipeline.cli.respond", "Approve a step that waits."),
+    "jobs": ("pipeline.cli.respond", "List the engine's jobs."),
+    "worker": ("pipeline.cli.respond", "Do the jobs of a fleet."),
     "ingest": ("pipeline.cli.ingest", "Take a file, device, directory or stream into custody."),
     "item": ("pipeline.cli.item", "List items and read them back."),
     "verify": ("pipeline.cli.verify", "Prove that nothing changed, or name what did."),
@@ -157,12 +164,13 @@ class Globals:
         A checkpoint key kept elsewhere, or a sealer that does not answer, is not an error: what was
         recorded stays recorded, and that it is unsealed is said. Of a sealer, by exit 3 too.
         """
-        checkpoint = self._checkpoint(case)
+        checkpoint = self.checkpoint(case)
         if checkpoint and not self.as_json:
             self.say(f"receipt {case.case_id} {checkpoint} (keep it with the ticket)")
         return checkpoint
 
-    def _checkpoint(self, case: Case) -> Checkpoint | None:
+    def checkpoint(self, case: Case) -> Checkpoint | None:
+        """Make the checkpoint and say only what hinders it."""
         from evidence_store.errors import StoreError
 
         if self.session.settings.signing.sealer and self.session.in_aws:

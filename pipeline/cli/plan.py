@@ -12,6 +12,7 @@ import click
 from pipeline.cli.acquire import NO_COPY, parsed, target_options
 from pipeline.cli.base import Globals, Group, human, pass_globals, table
 from pipeline.cli.case import checked
+from pipeline.cli.respond import respond_options, show_plan
 
 if TYPE_CHECKING:
     from acquisition.target import Target
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 @click.group(cls=Group)
 def plan() -> None:
-    """Say what an acquisition would do, and do nothing."""
+    """Say what a command would do, and do nothing."""
 
 
 @plan.command()
@@ -46,6 +47,17 @@ def snapshot(
     """The same of `acquire snapshot`."""
     found = [parsed(options, targets, account, region, snapshot=True)]
     return show(options, checked(case_id), found, copy=not no_copy)
+
+
+@plan.command()
+@respond_options
+@pass_globals
+def respond(
+    options: Globals, case_id: str, targets: tuple[str, ...], account: str, region: str
+) -> int:
+    """The plan that `respond` executes: steps, calls, bytes, minutes, money, known gaps."""
+    where = [parsed(options, t, account, region) for t in targets]
+    return show_plan(options, checked(case_id), where)
 
 
 def show(options: Globals, case_id: str, targets: Sequence[Target], *, copy: bool) -> int:

@@ -341,3 +341,23 @@ def test_dies_with_its_parent(tmp_path):
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     assert wait_until_gone(pid)
+
+
+def test_a_check_that_raises_ends_it(tmp_path):
+    """Whoever waits for it can be told to stop: within a second, and the child is dead."""
+
+    class EnoughError(Exception):
+        pass
+
+    seen: list[dict] = []
+
+    def check():
+        if seen:
+            raise EnoughError
+
+    folder = tmp_path / "child"
+    folder.mkdir()
+    child = Child(BODY, {"do": "wait_forever"}, {}, folder, Limits(), seen.append, check=check)
+    with pytest.raises(EnoughError):
+        child.run()
+    assert wait_until_gone(int(seen[0]["pid"]))

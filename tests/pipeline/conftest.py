@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
 from pipeline.cli.base import run
-from pipeline.gameday.aws.accounts import AUDIT, REGION
 from tests.evidence_store.kit import pattern
 
+HERE = Path(__file__).parent
 GIB = 1 << 30
 
 
@@ -25,6 +28,10 @@ class Result:
     @property
     def json(self):
         return json.loads(self.out)
+
+    @property
+    def json_lines(self):
+        return [json.loads(line) for line in self.out.splitlines()]
 
 
 @pytest.fixture
@@ -62,9 +69,12 @@ def opened(impound):
     return impound
 
 
+# -- an instance with two volumes in three accounts, and responses to it
+
+
 @pytest.fixture
 def images(tmp_path):
-    """Two volumes of 1 GiB with a few blocks of data each."""
+    """Two volumes of 1 GiB with a few blocks of data each; no file system in them."""
     made = []
     for number, offsets in enumerate(((0, 5 << 20, GIB - (1 << 19)), (300 << 20,))):
         path = tmp_path / f"volume{number}.img"
@@ -78,25 +88,37 @@ def images(tmp_path):
 
 @pytest.fixture
 def zone(aws_server, images):
-    """A landing zone: an instance with those volumes, keys, roles, the sealer."""
     from pipeline.gameday.aws.seed import seed
 
     return seed(aws_server, "pipeline.sealer:handler", images)
 
 
 @pytest.fixture
-def cloud(home, impound, aws_server, zone, monkeypatch):
-    """The command line of a responder in that landing zone, with an open case T-1."""
-    settings = home / "impound.toml"
-    settings.write_text(
-        f'[aws]\naudit_account = "{AUDIT}"\nsnapshot_key = "{zone.estate.copy_key}"\n'
-        f'external_id = "{zone.estate.external_id}"\n'
-        'source_lock = "governance"\nsource_lock_days = 1\n'
-    )
+def settings(home, zone):
+    from pipeline.gameday.aws.accounts import AUDIT
+
+    path = home / "impound.toml"
+
+    def write(more=""):
+        path.write_text(
+            f'[aws]\naudit_account = "{AUDIT}"\nsnapshot_key = "{zone.estate.copy_key}"\n'
+            f'external_id = "{zone.estate.external_id}"\n'
+            f'source_lock = "governance"\nsource_lock_days = 1\n{more}'
+        )
+        return path
+
+    write()
+    return write
+
+
+@pytest.fixture
+def cloud(home, impound, aws_server, zone, settings, monkeypatch):
+    from pipeline.gameday.aws.accounts import REGION
+
     for name, value in {
         **zone.responder.environment(), "AWS_ENDPOINT_URL": aws_server.endpoint,
         "AWS_CONFIG_FILE": str(home / "none"), "AWS_SHARED_CREDENTIALS_FILE": str(home / "none"),
-        "AWS_EC2_METADATA_DISABLED": "true", "IMPOUND_CONFIG": str(settings),
+        "AWS_EC2_METADATA_DISABLED": "true", "IMPOUND_CONFIG": str(settings()),
         "AWS_DEFAULT_REGION": REGION,
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
@@ -110,3 +132,64 @@ def take(cloud, zone):
     """`acquire volume` of the instance."""
     target = zone.estate.variables()["INSTANCE"]
     return lambda *more: cloud("--json", "acquire", "volume", target, "--case", "T-1", *more)
+
+
+@pytest.fixture
+def target(zone):
+    return zone.estate.variables()["INSTANCE"]
+
+
+@pytest.fixture
+def process(cloud):
+    """The command line as a process of its own, with a kill in it if wanted."""
+    started = []
+
+    def start(*argv, kill=""):
+        made = subprocess.Popen(
+            [sys.executable, str(HERE / "respond_driver.py"), *argv],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, env={**os.environ, "IMPOUND_TEST_KILL": kill,
+                            "PYTHONPATH": str(HERE.parents[1])},
+        )  # fmt: skip
+        started.append(made)
+        return made
+
+    yield start
+    for made in started:
+        if made.poll() is None:
+            made.kill()
+        made.communicate()
+
+
+# -- the engine alone
+
+
+@pytest.fixture
+def place(tmp_path):
+    return str(tmp_path / "home")
+
+
+@pytest.fixture
+def log(tmp_path):
+    return tmp_path / "log"
+
+
+@pytest.fixture
+def driver(place, log):
+    """Start the driver; what still runs at the end is killed."""
+    started = []
+
+    def start(*more, where=place):
+        process = subprocess.Popen(
+            [sys.executable, str(HERE / "engine_driver.py"), str(where), str(log), *map(str, more)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONPATH": str(HERE.parents[1])},
+        )  # fmt: skip
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()

@@ -24,7 +24,7 @@ from evidence_store.errors import Error
 from pipeline.cli.base import ALIASES, COMMANDS, EXIT_CODES, cli
 
 HEAVY = {"boto3", "botocore", "paramiko", "dbos", "pyarrow", "duckdb", "matplotlib", "pytsk3",
-         "volatility3", "dfvfs", "rich", "moto"}  # fmt: skip
+         "volatility3", "dfvfs", "rich", "moto", "sqlalchemy", "psycopg"}  # fmt: skip
 
 
 def errors_of(package):
