@@ -16,11 +16,11 @@ from pipeline.cli.base import Command, Globals, pass_globals, table
 from pipeline.errors import UsageError
 from pipeline.gameday.scorecard import Scorecard, Step
 
-SCENARIOS = {"offline": "a disk image into custody, analysed, reported, verified, attacked"}
+SCENARIOS = ("all", "offline", "response")
 
 
 @click.command(cls=Command)
-@click.argument("scenario", type=click.Choice(list(SCENARIOS)), default="offline")
+@click.argument("scenario", type=click.Choice(SCENARIOS), default="all")
 @click.option("--seed", type=int, default=1, show_default=True, help="For the traces.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR",
               help="Where to work (default: gameday/<UTC time>).")  # fmt: skip
@@ -35,6 +35,9 @@ def gameday(
 ) -> int:  # fmt: skip
     """Rehearse the whole job on evidence made for it; end with a scorecard.
 
+    offline: disk images into custody, analysed, reported, verified, attacked. response: an instance
+    is compromised in a practice landing zone, and `respond` acts. all (default): both.
+
     Uses keys and a store of its own; nothing of yours is touched. Exit 0 when every step that can
     be rehearsed here passed.
 
@@ -48,7 +51,9 @@ def gameday(
         return _serve(options, env_file)
     if env_file:
         raise UsageError("--env-file goes with --serve")
-    from pipeline.gameday.offline import OfflineGameDay, write_scorecard
+    from pipeline.gameday.offline import OfflineGameDay
+    from pipeline.gameday.response import ResponseGameDay
+    from pipeline.gameday.scorecard import write_scorecard
 
     folder = output or Path("gameday") / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
     if folder.exists():
@@ -61,7 +66,12 @@ def gameday(
         return lambda _done, _total: None
 
     card = Scorecard(scenario, seed, str(folder), on_step=told)
-    OfflineGameDay(folder, options.session, seed, progress, card).run()
+    if scenario != "response":
+        OfflineGameDay(folder / "offline", options.session, seed, progress, card).run()
+    if scenario != "offline":
+        ResponseGameDay(folder / "response", seed, card, options.say).run()
+    else:
+        card.not_rehearsed.append("AWS (impound gameday response)")
     path = write_scorecard(card)
     options.result({"message_type": "gameday", "scorecard": card.document()}, _lines(card, path))
     return 0 if card.passed else 1
@@ -75,10 +85,10 @@ def _serve(options: Globals, env_file: Path | None) -> int:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="impound-"))
             env_file = Path(folder) / "env"
         options.say("starting AWS on this machine ...")
-        now = stack.enter_context(serving(env_file))
+        now, wait = stack.enter_context(serving(env_file))
         where = str(env_file.absolute())
         made = {
-            "endpoint": now.endpoint, "env_file": where, "store": now.seeded.store,
+            "endpoint": now.server.endpoint, "env_file": where, "store": now.seeded.store,
             "anchor": f"s3://{now.seeded.anchor}", "store_key": now.seeded.store_key,
             "entry_key": now.seeded.entry_key, "checkpoint_key": now.seeded.checkpoint_key,
             "sealer": now.seeded.sealer,
@@ -96,7 +106,7 @@ def _serve(options: Globals, env_file: Path | None) -> int:
                 f"in a shell: . {shlex.quote(where)}", "ends with Ctrl-C",
             ],
         )  # fmt: skip
-        now.wait()
+        wait()
     options.say("stopped")
     return 0
 

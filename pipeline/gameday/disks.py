@@ -7,17 +7,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import shutil
 import stat
 import struct
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.gameday.scorecard import must
+from pipeline.gameday.scorecard import Planted, must
 
 _PARTITION = 1 << 20
 _DISK_BYTES = 160 << 20
@@ -76,6 +77,27 @@ def plant(tree: Path, planted: list[Trace], seed: int) -> None:
         path.write_bytes(rng.randbytes(rng.randrange(0, 20_000)))
         stamp = 1_750_000_000 + rng.randrange(0, 20 * 86_400)
         os.utime(path, (stamp, stamp))
+
+
+def find(planted: list[Trace], rows: Iterable[Sequence[object]]) -> list[Planted]:
+    """Return where each trace was found.
+
+    Args:
+        planted: the traces.
+        rows: (item, path, sha256, allocated, name) of every file that analysis found.
+    """
+    listed = list(rows)
+    found = []
+    for trace in planted:
+        digest = hashlib.sha256(trace.content).hexdigest()
+        base = Path(trace.path).name
+        where = sorted(
+            f"{item}:{path}" for item, path, sha256, allocated, name in listed
+            if (sha256 == digest and allocated)
+            or (trace.deleted and not allocated and name == base)
+        )  # fmt: skip
+        found.append(Planted(trace.name, bool(where), ", ".join(where)))
+    return found
 
 
 def ext4_disk(tree: Path, disk: Path, deleted: list[str]) -> None:

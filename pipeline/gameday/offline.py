@@ -7,8 +7,6 @@ Evidence is made on the spot without root: see `disks`.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import logging
 import shutil
 import subprocess
@@ -27,17 +25,15 @@ from evidence_store.model import Authority
 from evidence_store.sign import LocalSigner
 from evidence_store.store import Case, Store
 from evidence_store.verify import verify_case
-from pipeline.gameday.disks import Trace, ext4_disk, plant, tool, traces, xfs_disk
-from pipeline.gameday.scorecard import Planted, Scorecard, must
+from pipeline.gameday.disks import Trace, ext4_disk, find, plant, tool, traces, xfs_disk
+from pipeline.gameday.scorecard import Scorecard, must
 from pipeline.session import Session, tool_identity
 
 log = logging.getLogger(__name__)
 
 CASE = "GAMEDAY"
 _LATER = [
-    "AWS: isolation, snapshots, copy under the audit key, reading by EBS direct",
-    "memory capture and live response over the permitted port",
-    "S3 evidence store, containers (E01, qcow2), bags",
+    "containers (E01, qcow2) and bags",
     "memory analysis, timelines, detections",
 ]
 
@@ -137,15 +133,7 @@ class OfflineGameDay:
     def _find(self, planted: list[Trace], disks: int) -> None:
         with self.card.step("find planted traces") as step:
             answer = query(self.case, "SELECT item, path, sha256, allocated, name FROM files")
-            for trace in planted:
-                digest = hashlib.sha256(trace.content).hexdigest()
-                base = Path(trace.path).name
-                where = [
-                    f"{item}:{path}" for item, path, sha256, allocated, name in answer.rows
-                    if (sha256 == digest and allocated)
-                    or (trace.deleted and not allocated and name == base)
-                ]  # fmt: skip
-                self.card.planted.append(Planted(trace.name, bool(where), ", ".join(sorted(where))))
+            self.card.planted += find(planted, answer.rows)
             missed = [p.name for p in self.card.planted if not p.found]
             must(not missed, f"not found: {', '.join(missed)}")
             step.detail = f"{len(planted)} of {len(planted)} on {disks} disks"
@@ -211,10 +199,3 @@ class OfflineGameDay:
             yield copy
         finally:
             shutil.rmtree(copy)
-
-
-def write_scorecard(card: Scorecard) -> Path:
-    """Write `scorecard.json` into the game day's folder; return its path."""
-    path = Path(card.folder) / "scorecard.json"
-    path.write_text(json.dumps(card.document(), indent=1) + "\n")
-    return path

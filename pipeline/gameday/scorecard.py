@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from evidence_store.errors import Error
@@ -84,3 +86,10 @@ def must(condition: object, message: str) -> None:
     """Raise StepFailedError unless `condition` holds."""
     if not condition:
         raise StepFailedError(message)
+
+
+def write_scorecard(card: Scorecard) -> Path:
+    """Write `scorecard.json` into the game day's folder; return its path."""
+    path = Path(card.folder) / "scorecard.json"
+    path.write_text(json.dumps(card.document(), indent=1) + "\n")
+    return path

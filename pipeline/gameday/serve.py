@@ -25,6 +25,7 @@ from pipeline.gameday.scorecard import StepFailedError
 
 if TYPE_CHECKING:
     from pipeline.gameday.aws.seed import Seeded
+    from pipeline.gameday.aws.stand import ServerProcess
 
 HANDLER = "pipeline.sealer:handler"
 _MARK = "# made by: impound gameday --serve"
@@ -37,14 +38,10 @@ class StandInError(PipelineError):
 
 
 @dataclass(frozen=True)
-class Serving:
-    """What is being served. `variables`: for the environment; `left_out`: what AWS would refuse.
+class Zone:
+    """A landing zone that stands. `variables`: for the environment; `left_out`: unlike AWS."""
 
-    `wait` returns when it shall end, and raises StandInError if it ended by itself.
-    """
-
-    wait: Callable[[], None]
-    endpoint: str
+    server: ServerProcess
     variables: dict[str, str]
     seeded: Seeded
     left_out: tuple[str, ...]
@@ -65,10 +62,28 @@ def images_path(env_file: Path) -> Path:
 
 
 @contextlib.contextmanager
-def serving(env_file: Path) -> Iterator[Serving]:
-    """Start the stand-in and write the file; yield what is served. At the end all is gone.
+def serving(env_file: Path) -> Iterator[tuple[Zone, Callable[[], None]]]:
+    """Start the stand-in and write the file; yield (zone, wait). At the end all is gone.
 
-    SIGINT, SIGTERM and SIGHUP end the wait, and interrupt nothing else.
+    `wait` returns on SIGINT, SIGTERM or SIGHUP, which interrupt nothing else, and raises
+    StandInError if the stand-in ended by itself.
+
+    Raises: UsageError if `env_file` is something else; StandInError.
+    """
+    stop = threading.Event()
+    with _signals(stop), standing(env_file) as zone:
+
+        def wait() -> None:
+            while not stop.wait(0.2):
+                if zone.server.wait(0):
+                    raise StandInError("the AWS stand-in ended by itself", hint="start it again")
+
+        yield zone, wait
+
+
+@contextlib.contextmanager
+def standing(env_file: Path, seed: int = 1) -> Iterator[Zone]:
+    """Start the stand-in, its disks with the traces of `seed`, and write the file.
 
     Raises: UsageError if `env_file` is something else; StandInError.
     """
@@ -77,19 +92,19 @@ def serving(env_file: Path) -> Iterator[Serving]:
     _make_way_for_images(images_path(env_file))
     try:
         from pipeline.gameday.aws.accounts import AccountError
-        from pipeline.gameday.aws.seed import LEFT_OUT, seed
+        from pipeline.gameday.aws.seed import LEFT_OUT
+        from pipeline.gameday.aws.seed import seed as make
         from pipeline.gameday.aws.stand import ServerProcess, StandError
     except ImportError as e:
         raise StandInError(
             f"the AWS stand-in is not installed ({e.name})",
             hint="pip install 'impound[gameday]'",
         ) from e
-    stop = threading.Event()
-    with _signals(stop), contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         try:
             server = stack.enter_context(ServerProcess())
-            images, left_out = _images(images_path(env_file), stack)
-            seeded = seed(server, HANDLER, images)
+            images, left_out = _images(images_path(env_file), seed, stack)
+            seeded = make(server, HANDLER, images)
         except (StandError, AccountError, StepFailedError) as e:
             raise StandInError(str(e)) from e
         variables = {
@@ -98,21 +113,15 @@ def serving(env_file: Path) -> Iterator[Serving]:
             "IMPOUND_CONFIG": str(config_path(env_file).absolute()),
             **(seeded.estate.variables() if seeded.estate else {}),
         }
-
-        def wait() -> None:
-            while not stop.wait(0.2):
-                if server.wait(0):
-                    raise StandInError("the AWS stand-in ended by itself", hint="start it again")
-
-        now = Serving(wait, server.endpoint, variables, seeded, (*LEFT_OUT, *left_out))
+        zone = Zone(server, variables, seeded, (*LEFT_OUT, *left_out))
         stack.callback(_remove, config_path(env_file))
         _write(config_path(env_file), _settings(seeded))
         stack.callback(_remove, env_file)
-        _write(env_file, [_MARK, *now.exports()])
-        yield now
+        _write(env_file, [_MARK, *zone.exports()])
+        yield zone
 
 
-def _images(folder: Path, stack: contextlib.ExitStack) -> tuple[list[Path], list[str]]:
+def _images(folder: Path, seed: int, stack: contextlib.ExitStack) -> tuple[list[Path], list[str]]:
     """Make the disks of an instance; return them and what could not be made.
 
     Raises: StandInError; StepFailedError.
@@ -123,8 +132,8 @@ def _images(folder: Path, stack: contextlib.ExitStack) -> tuple[list[Path], list
         folder.mkdir(mode=0o700)
         stack.callback(shutil.rmtree, folder)
         (folder / "mark").write_text(_MARK + "\n")
-        planted, tree = traces(1), folder / "tree"
-        plant(tree, planted, 1)
+        planted, tree = traces(seed), folder / "tree"
+        plant(tree, planted, seed)
         made, missing = [folder / "root.img", folder / "data.img"], []
         ext4_disk(tree, made[0], [t.path for t in planted if t.deleted])
         if tool("mkfs.xfs"):

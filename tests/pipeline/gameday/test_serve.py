@@ -175,7 +175,7 @@ def test_without_mke2fs(env_file, monkeypatch):
     from pipeline.gameday import serve as module
 
     monkeypatch.setattr(module, "tool", lambda _name: None)
-    with module.serving(env_file) as now:
+    with module.standing(env_file) as now:
         assert now.seeded.estate is None
         assert any("mke2fs is not installed" in what for what in now.left_out)
         assert "INSTANCE" not in now.variables
