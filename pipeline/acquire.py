@@ -222,7 +222,10 @@ class Acquisition:
             result.notes.append(f"{result.snapshot} is not encrypted")
 
     def read(self, each: Taking, result: Result) -> None:
-        """Read a snapshot into the case, unless it is there. Raises: AcquisitionError, StoreError."""
+        """Read a snapshot into the case, unless it is there.
+
+        Raises: AcquisitionError, StoreError, SourceChangedError.
+        """
         if known := self._items.get(result.snapshot):
             result.item = known.item
             self.say(f"{result.volume.volume_id} is complete already as {known.item}")
