@@ -44,6 +44,7 @@ from pipeline.board import prefix_of as prefix
 from pipeline.errors import UsageError
 from pipeline.plan import Plan, plan_volumes
 from pipeline.plan import Step as Cost
+from pipeline.remains import look
 from pipeline.session import Session
 from pipeline.workflow import BY_NAME, STEPS, Desk, Params, Step, of_scope, open_targets
 
@@ -141,13 +142,16 @@ def plan_response(session: Session, case: Case, targets: Iterable[Target]) -> Re
                 target.kind, target.resource_id
             )
         except AcquisitionError as e:
-            left = "what is left of it is looked for"
             if (
                 Acquisition(case, accounts, session.settings, target)
                 .taking(target)
                 .freeze.recorded()
             ):
                 left = "only what was frozen before is taken"
+            elif look(case, accounts, target).nothing(planned=True):
+                raise
+            else:
+                left = "what is left of it is taken"
             seen = Observed((), (f"{e}; {left}",))
         plans.append(
             plan_volumes(target, seen, copy=not missing, lock=aws.source_lock != "none",

@@ -16,6 +16,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -35,6 +36,15 @@ _EXPECTED: Mapping[str, str] = {
     "analyse": "listed in the table coverage",
 }
 _FILES = "SELECT item, path, sha256, allocated, name FROM files"
+
+
+@dataclass(frozen=True)
+class Connections:
+    """How an instance is connected: interface -> groups, profiles, elastic addresses."""
+
+    groups: Mapping[str, Sequence[str]]
+    profile: Sequence[str]
+    public: Sequence[str]
 
 
 @dataclass
@@ -76,11 +86,14 @@ class ResponseGameDay:
 
     def _steps(self) -> None:
         instance = self._zone.variables["INSTANCE"]
-        disks = self._digests()
+        disks, before = self._digests(), self._connections()
         self._detection(instance)
         self._respond(instance)
+        self._isolated(before)
         self._evidence(disks)
         self._find()
+        self._release(instance, before)
+        self._clean_up()
         self._verify()
 
     # -- the steps -------------------------------------------------------------------------------
@@ -123,6 +136,56 @@ class ResponseGameDay:
         step = Step(f"respond: {name}", "failed" if bad else "ok", round(seconds, 3), detail)
         self.card.steps.append(step)
         self.card.on_step(step)
+
+    def _isolated(self, before: Connections) -> None:
+        with self.card.step("the instance is cut off") as step:
+            now = self._connections()
+            groups = {group for of in now.groups.values() for group in of}
+            must(now.groups.keys() == before.groups.keys(), "an interface is gone")
+            must(len(groups) == 1, f"its interfaces are in {len(groups)} groups, not in one")
+            must(not any(groups & set(of) for of in before.groups.values()), "no group changed")
+            must(not now.profile and not now.public, "it kept its profile or its address")
+            step.detail = f"{len(now.groups)} interfaces in {groups.pop()}, no profile, no address"
+
+    def _release(self, instance: str, before: Connections) -> None:
+        with self.card.step("release, approved by the operator") as step:
+            done = self._impound("release", instance, "--case", CASE)[-1]["attributes"]
+            lost = [a["attribute"] for a in done if a["restored"] == "cannot"]
+            must(not lost, f"not restored: {', '.join(lost)}")
+            must(self._connections() == before, "the instance is not connected as it was")
+            kinds = Counter(a["restored"] for a in done)
+            step.detail = ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items()))
+
+    def _clean_up(self) -> None:
+        """The locks outlive a game day: they hold once, then the operator takes them off."""
+        ec2 = self._zone.server.client("ec2", self._zone.variables["MEMBER_ACCOUNT"])
+        with self.card.step("locked snapshots are not deleted") as step:
+            kept = self._impound("acquire", "cleanup", CASE, codes=(3,))[-1]["snapshots"]
+            must(kept and not any(s["deleted"] for s in kept), "a locked snapshot was deleted")
+            step.detail = f"{len(kept)} kept: {kept[0]['kept_because']}"
+        with self.card.step("clean up") as step:
+            for snapshot in kept:
+                ec2.unlock_snapshot(SnapshotId=snapshot["snapshot"])
+            gone = self._impound("acquire", "cleanup", CASE)[-1]["snapshots"]
+            must(all(s["deleted"] for s in gone), "a snapshot is left")
+            step.detail = f"{len(gone)} snapshots of the member account deleted, copies kept"
+
+    def _connections(self) -> Connections:
+        """Look it up in the account, not in what we say of it."""
+        ec2 = self._zone.server.client("ec2", self._zone.variables["MEMBER_ACCOUNT"])
+        name = self._zone.variables["INSTANCE"].rpartition("/")[2]
+        found = ec2.describe_network_interfaces(
+            Filters=[{"Name": "attachment.instance-id", "Values": [name]}]
+        )["NetworkInterfaces"]
+        profiles = ec2.describe_iam_instance_profile_associations(
+            Filters=[{"Name": "instance-id", "Values": [name]}]
+        )["IamInstanceProfileAssociations"]
+        return Connections(
+            {n["NetworkInterfaceId"]: sorted(g["GroupId"] for g in n["Groups"]) for n in found},
+            [p["IamInstanceProfile"]["Arn"] for p in profiles],
+            sorted(a["PublicIp"] for a in ec2.describe_addresses()["Addresses"]
+                   if a.get("InstanceId") == name),
+        )  # fmt: skip
 
     def _evidence(self, disks: set[str]) -> None:
         with self.card.step("evidence equals the disks") as step:
