@@ -70,6 +70,10 @@ def plant(tree: Path, planted: list[Trace], seed: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(trace.content)
         path.chmod(trace.mode)
+    (tree / "etc").mkdir(exist_ok=True)
+    (tree / "etc/passwd").write_text(
+        "root:x:0:0:root:/root:/bin/sh\nwww:x:33:33::/var/www:/bin/sh\n"
+    )
     rng = random.Random(seed + 1)  # noqa: S311
     for i in range(400):
         path = tree / f"usr/share/app{i % 20}/file{i:03d}.dat"
