@@ -54,6 +54,7 @@ fmt: $(VENV)/.dev  ## Format and fix what can be fixed.
 
 faults: $(VENV)/.dev  ## Long random fault runs: kills, failing calls, lost answers.
 	export IMPOUND_S3_RUNS=$${IMPOUND_S3_RUNS:-1000} IMPOUND_ACQUIRE_KILLS=$${IMPOUND_ACQUIRE_KILLS:-20}
+	export IMPOUND_ACQUIRE_FAULTS=$${IMPOUND_ACQUIRE_FAULTS:-all}
 	$(PYTEST) -m chaos tests/evidence_store tests/acquisition tests/pipeline tests/e2e
 
 hostile: $(VENV)/.dev  ## Corrupt and hostile evidence.

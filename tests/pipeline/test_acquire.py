@@ -29,7 +29,11 @@ def own(aws_server, account):
 
 
 def digests(images):
-    return {hashlib.sha256(path.read_bytes()).hexdigest() for path in images}
+    found = set()
+    for path in images:
+        with path.open("rb") as f:
+            found.add(hashlib.file_digest(f, "sha256").hexdigest())
+    return found
 
 
 def stored(cloud):

@@ -62,6 +62,7 @@ def own(aws_server, account):
     return [s for s in found if any(t["Key"] == "impound-nonce" for t in s.get("Tags", []))]
 
 
+@pytest.mark.chaos
 def test_fifty_instances(acquire, fleet, aws_server, cloud):
     targets = fleet(50)
     aws_server.behave(snapshot_seconds=2.0)

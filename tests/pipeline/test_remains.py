@@ -88,7 +88,7 @@ def deny(aws_server, operation, service="ec2"):
 
 def stored(cloud):
     items = cloud("--json", "item", "list", "T-1").json["items"]
-    return {i["manifest"]["content"]["sha256"] for i in items}
+    return {i["manifest"]["content"]["sha256"] for i in items if i["kind"] == "disk"}
 
 
 @functools.cache
@@ -123,6 +123,20 @@ def test_only_a_volume_is_left(rescue, cloud, ec2, ends_with, images, volumes, z
     assert {"Key": "incident-response", "Value": "quarantine:T-1"} in tags
     assert not made_since(aws_server, calls) & DESTROYING
     assert cloud("verify", "T-1", "--deep").code in (0, 3)
+
+
+def test_a_response_to_what_has_ended_takes_what_is_left(
+    cloud, ec2, ends_with, zone, images, aws_server
+):
+    aws_server.behave(config_recorder=1)
+    ec2.delete_snapshot(SnapshotId=zone.estate.snapshot)
+    ends_with("/dev/sda1")
+    done = cloud("--json", "respond", "T-1", zone.estate.variables()["INSTANCE"])
+    assert done.code == 3, done.err
+    [line] = [x for x in done.json["steps"] if x["step"] == "remains"]
+    assert any("is lost" in gap for gap in line["gaps"])
+    assert stored(cloud) == {digest(images[1])}
+    assert {x["state"] for x in done.json["steps"] if x["step"] == "isolate"} == {"gap"}
 
 
 def test_a_volume_that_only_the_moment_of_its_launch_names(
