@@ -100,7 +100,7 @@ class Acquisition:
         self._run.close()
 
     @cached_property
-    def _items(self) -> Mapping[str, Held]:
+    def items(self) -> Mapping[str, Held]:
         """Snapshots that are in the case already."""
         return baseline.held(self.case)
 
@@ -139,7 +139,7 @@ class Acquisition:
         taking: list[Taking] = []
         errors: list[Error] = []
         with self._pool(_FREEZES, "freeze") as pool:
-            made = [pool.submit(freeze.take, self._items) for freeze in freezes]
+            made = [pool.submit(freeze.take, self.items) for freeze in freezes]
             for freeze, future in zip(freezes, made, strict=True):
                 try:
                     outcome = future.result()
@@ -226,14 +226,14 @@ class Acquisition:
 
         Raises: AcquisitionError, StoreError, SourceChangedError.
         """
-        if known := self._items.get(result.snapshot):
+        if known := self.items.get(result.snapshot):
             result.item = known.item
             self.say(f"{result.volume.volume_id} is complete already as {known.item}")
             self._say_unreadable(result, known.unreadable)
             return
         target = each.target
         base = baseline.base_of(
-            self.case, self._items, self.since, each.freeze.arn(result.volume.volume_id),
+            self.case, self.items, self.since, each.freeze.arn(result.volume.volume_id),
             result.snapshot,
         )  # fmt: skip
         client = self.accounts.client("ec2", target.account, target.region)

@@ -26,6 +26,7 @@ from acquisition.remains import (
     candidates,
     decide,
 )
+from acquisition.snapshot import Lock
 from acquisition.target import Kind, Target
 from evidence_store.errors import Error
 from evidence_store.model import clean
@@ -41,6 +42,14 @@ from pipeline.run import Run, Say
 
 _ENDINGS = ("TerminateInstances", "DeleteVolume", "DeleteSnapshot", "DeregisterImage")
 _ROUNDS = 3  # an image from the bin shows snapshots, which may lie in the bin too
+
+
+def lock_of(piece: Piece, lock: Lock) -> Lock:
+    """Return how a snapshot is locked. Pure.
+
+    What may be another's is never locked so that its owner cannot take it back.
+    """
+    return replace(lock, mode="governance") if piece.doubt else lock
 
 
 @dataclass
@@ -297,7 +306,7 @@ class _Rescue:
             try:
                 held: Mapping[str, JsonValue]
                 if hold.action == "lock" and run.lock:
-                    held = {**ec2.lock(what, run.lock)}
+                    held = {**ec2.lock(what, lock_of(hold.piece, run.lock))}
                 else:
                     held = {"tags": {**keeper.tag(what, run.tags)}}
             except AcquisitionError as e:

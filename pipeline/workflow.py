@@ -238,8 +238,8 @@ def _target(job: Job) -> Target:
 
 def freeze(job: Job) -> Did:
     """One snapshot of all volumes at one moment, locked against deletion."""
-    with job.acquisition() as (_, each):
-        outcome = each.freeze.take({})
+    with job.acquisition() as (acquisition, each):
+        outcome = each.freeze.take(acquisition.items)
         if not outcome.volumes:
             return Did((*outcome.gaps, "there is no volume to freeze"))
         gaps = [*outcome.gaps, *(gap for r in outcome.volumes for gap in r.gaps)]

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from acquisition.snapshot import NONCE_TAG, nonce
+from acquisition.remains import Piece
+from acquisition.snapshot import NONCE_TAG, Lock, nonce
 from pipeline.gameday.aws.accounts import MEMBER, REGION
 from pipeline.gameday.aws.faults import Fault
+from pipeline.remains import lock_of
 from tests.evidence_store.kit import pattern
 
 GIB = 1 << 30
@@ -190,6 +192,12 @@ def test_only_an_image_is_left(rescue, cloud, ec2, ends_with, images, zone, inst
     assert stored(cloud) == {digest(i) for i in images}
     assert {p["images"] for p in done.json["left"]} == {image}
     assert any(image in note.read_text() for note in Path("evidence").rglob("*.note"))
+
+
+def test_what_may_be_anothers_is_locked_so_that_its_owner_can_take_it_back():
+    wanted = Lock("compliance", 3)
+    assert lock_of(Piece("snapshot", "snap-1"), wanted) == wanted
+    assert lock_of(Piece("snapshot", "snap-2", doubt="by its name"), wanted).mode == "governance"
 
 
 def test_everything_is_gone(rescue, cloud, ec2, ends_with, zone, aws_server, instance):
