@@ -30,6 +30,7 @@ from acquisition.snapshot import SnapshotFailedError
 from acquisition.target import Target
 from evidence_store.errors import Error, IntegrityError, SourceChangedError
 from evidence_store.ingest import Ingested
+from evidence_store.item import Manifest
 from evidence_store.ledger import Draft
 from evidence_store.model import clean
 from evidence_store.store import Case
@@ -228,6 +229,7 @@ class Acquisition:
         """
         if known := self.items.get(result.snapshot):
             result.item = known.item
+            result.sha256 = _sha256(self.case.manifest(known.item))
             self.say(f"{result.volume.volume_id} is complete already as {known.item}")
             self._say_unreadable(result, known.unreadable)
             return
@@ -264,6 +266,7 @@ class Acquisition:
 
     def _taken(self, result: Result, taken: Ingested) -> None:
         result.item = taken.item_id
+        result.sha256 = _sha256(taken.manifest)
         said = "is complete already as" if taken.existing else "acquired as"
         how = f", {result.fetched} bytes fetched" if not taken.existing else ""
         how += f", the rest as in {result.since}" if result.since else ""
@@ -344,6 +347,10 @@ def _lineage(each: Taking, result: Result) -> list[JsonValue]:
     ):
         return [snapshot]
     return [each.freeze.arn(result.volume.volume_id), snapshot]
+
+
+def _sha256(manifest: Manifest) -> str:
+    return (manifest.content or {}).get("sha256", "")
 
 
 def missing_settings(settings: Settings) -> Mapping[str, str]:

@@ -33,6 +33,7 @@ class Result:
         owner: whose the snapshot is.
         gone: nothing more can be read: the snapshot was deleted.
         notes: what is worth knowing and no gap.
+        sha256: of all bytes of the item in order, "" if it has none (very large volumes).
     """
 
     volume: Volume
@@ -46,13 +47,15 @@ class Result:
     owner: str = ""
     gone: bool = False
     notes: list[str] = field(default_factory=list)
+    sha256: str = ""
 
     def document(self) -> dict[str, JsonValue]:
         """As JSON."""
         return {
             "volume": self.volume.volume_id, "size": self.volume.size,
             "device": self.volume.device, "snapshot": self.snapshot, "copy": self.copy,
-            "item": self.item, "proved": self.proved, "since": self.since or None,
+            "item": self.item, "sha256": self.sha256 or None, "proved": self.proved,
+            "since": self.since or None,
             "fetched": self.fetched, "gaps": list(self.gaps), "notes": list(self.notes),
         }  # fmt: skip
 

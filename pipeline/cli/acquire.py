@@ -152,6 +152,7 @@ def _take(
                      human(v.volume.size), human(v.fetched), v.snapshot or "-", v.copy or "-",
                      "yes" if v.proved else "no", v.item or "-")
                     for o in outcomes for v in o.volumes]),
+            *(f"  {v.item} sha256 {v.sha256}" for o in outcomes for v in o.volumes if v.sha256),
             *(f"  {o.target.resource_id}: {note}" for o in outcomes for note in o.notes),
             *(f"  {v.volume.volume_id}: {note}"
               for o in outcomes for v in o.volumes for note in v.notes),

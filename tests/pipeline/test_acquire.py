@@ -46,6 +46,7 @@ def test_an_instance_with_two_volumes(take, cloud, images, aws_server, zone):
     assert done.code == 0, done.err + done.out
     assert stored(cloud) == digests(images)
     rows = done.json["volumes"]
+    assert {r["sha256"] for r in rows} == digests(images)
     assert all(r["proved"] and r["copy"] and r["item"] for r in rows)
     assert cloud("verify", "T-1", "--deep").code == 0
     for account in (MEMBER, AUDIT):
