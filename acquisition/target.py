@@ -17,6 +17,11 @@ _ARN = re.compile(
     r"(?P<kind>instance|volume|snapshot)/(?P<id>[a-z]+-[0-9a-f]{8,17})"
 )
 _ID = re.compile(r"(?P<prefix>i|vol|snap)-[0-9a-f]{8,17}")
+# Source: botocore, endpoints.json, `regionRegex` of each partition.
+_PARTITIONS = (
+    ("cn-", "aws-cn"), ("us-gov-", "aws-us-gov"), ("us-iso-", "aws-iso"), ("us-isob-", "aws-iso-b"),
+    ("us-isof-", "aws-iso-f"), ("eu-isoe-", "aws-iso-e"), ("eusc-", "aws-eusc"),
+)  # fmt: skip
 _KINDS: dict[str, Kind] = {"i": "instance", "vol": "volume", "snap": "snapshot"}
 
 
@@ -35,6 +40,15 @@ class Target:
         """Its ARN. That of a snapshot names no account, as AWS writes it."""
         account = "" if self.kind == "snapshot" else self.account
         return f"arn:{self.partition}:ec2:{self.region}:{account}:{self.kind}/{self.resource_id}"
+
+
+def partition_of(region: str) -> str:
+    """Return the partition of a Region.
+
+    >>> partition_of("eu-central-1"), partition_of("us-gov-west-1")
+    ('aws', 'aws-us-gov')
+    """
+    return next((name for start, name in _PARTITIONS if region.startswith(start)), "aws")
 
 
 def parse_target(text: str, *, account: str = "", region: str = "") -> Target:
@@ -63,5 +77,5 @@ def parse_target(text: str, *, account: str = "", region: str = "") -> Target:
         missing = [f"--{n}" for n, v in (("account", account), ("region", region)) if not v]
         if missing:
             raise ValueError(f"{text} is ambiguous; say where it lies with {' and '.join(missing)}")
-        return Target(_KINDS[match["prefix"]], text, account, region)
+        return Target(_KINDS[match["prefix"]], text, account, region, partition_of(region))
     raise ValueError(f"not an instance, volume or snapshot: {text!r} (an ARN, i-…, vol-…, snap-…)")

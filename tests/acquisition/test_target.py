@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import botocore.session
 import pytest
 
-from acquisition.target import Target, parse_target
+from acquisition.target import Target, parse_target, partition_of
 
 INSTANCE = "arn:aws:ec2:eu-central-1:222222222222:instance/i-0123456789abcdef0"
 
@@ -48,3 +49,15 @@ def test_what_is_no_target(text):
 def test_an_arn_and_an_option_that_contradict_it(account, region):
     with pytest.raises(ValueError, match="lies in"):
         parse_target(INSTANCE, account=account, region=region)
+
+
+def test_an_id_lies_in_the_partition_of_its_region():
+    found = parse_target("i-0123456789abcdef0", account="1" * 12, region="cn-north-1")
+    assert found.arn.startswith("arn:aws-cn:ec2:cn-north-1:")
+
+
+def test_partitions_are_those_of_botocore():
+    session = botocore.session.get_session()
+    for partition in session.get_available_partitions():
+        for region in session.get_available_regions("ec2", partition):
+            assert partition_of(region) == partition
