@@ -146,6 +146,7 @@ def test_without_a_copy(take, aws_server):
     assert not any(r["proved"] for r in done.json["volumes"])
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("operation", ["CreateSnapshots", "CopySnapshot"])
 def test_a_lost_answer_makes_no_second_snapshot(take, cloud, aws_server, images, operation):
     aws_server.faults.add(Fault("lost-answer", service="ec2", operation=operation))

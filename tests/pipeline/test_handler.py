@@ -98,6 +98,7 @@ def test_frozen_or_not_it_is_cut_off(cloud, event):
     assert answer["verdict"] == "groups applied, not probed"
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("service", ["s3", "kms"])
 def test_containment_does_not_wait_for_the_store(
     cloud, event, impound, monkeypatch, caplog, service

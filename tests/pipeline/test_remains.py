@@ -127,6 +127,7 @@ def test_only_a_volume_is_left(rescue, cloud, ec2, ends_with, images, volumes, z
     assert cloud("verify", "T-1", "--deep").code in (0, 3)
 
 
+@pytest.mark.chaos
 def test_a_response_to_what_has_ended_takes_what_is_left(
     cloud, ec2, ends_with, zone, images, aws_server
 ):
@@ -279,6 +280,7 @@ def test_a_restored_snapshot_is_seen_late(rescue, cloud, ec2, ends_with, images,
     assert stored(cloud) == {digest(images[0])}
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize(
     "operation", ["RestoreSnapshotFromRecycleBin", "LockSnapshot", "CreateTags", "CreateSnapshot"]
 )
