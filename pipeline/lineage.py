@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where an item read from a snapshot comes from, as ledger and manifest say. Pure.
 
-    volume → snapshot → shared with → copy in the Audit account → item
+    volume → snapshot (→ copy under a key that can be shared) → shared with → copy in the Audit
+    account → item
 
 The volume id that AWS states for a copied snapshot is arbitrary (EBS User Guide, "Copy an Amazon
 EBS snapshot"), so lineage is read from what was recorded when each link was made.
@@ -97,12 +98,18 @@ def _copies(
         return [Link("item", item, "read from it; no copy was made", None)]
     begun, intent = steps.get(("step.started", "copy", snapshot), (None, {}))
     account = str(intent.get("to") or "")
+    links = []
+    if through := str(made.get("through") or ""):  # what could not be shared, under a key that can
+        own, copied = steps.get(("step.done", "reencrypt", snapshot), (None, {}))
+        words = _words(_lock(copied.get("lock")), f"under {copied.get('kms_key')}")
+        links.append(Link("copy", through, words, own))
+    shared, _ = steps.get(("step.done", "share", through or snapshot), (begun, {}))
     lock = made.get("lock")
     about = _words(account, _lock(lock), f"under {made.get('kms_key')}")
     when, result = compared.get(copy, (None, ""))
     said = {"ok": "read whole and equal", "": "not compared"}.get(result, "NOT EQUAL")
     return [
-        Link("share", account, "", begun), Link("copy", copy, about, seq),
+        *links, Link("share", account, "", shared), Link("copy", copy, about, seq),
         Link("item", item, said, when),
     ]  # fmt: skip
 

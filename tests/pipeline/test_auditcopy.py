@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from pipeline.gameday.aws.accounts import AUDIT, LOG_ARCHIVE, MEMBER, RESPONDER_
 from pipeline.gameday.aws.faults import Fault
 from pipeline.gameday.aws.seed import lend
 from tests.evidence_store.kit import pattern
+from tests.pipeline import landing_zone
 
 GIB = 1 << 30
 BLOCK = 512 << 10
@@ -21,11 +21,7 @@ BLOCK = 512 << 10
 @pytest.fixture
 def images(tmp_path):
     """One volume with a block at its end."""
-    path = tmp_path / "volume.img"
-    with path.open("wb") as f:
-        f.truncate(GIB)
-        os.pwrite(f.fileno(), pattern(BLOCK, 1), GIB - BLOCK)
-    return [path]
+    return [landing_zone.image(tmp_path / "volume.img", GIB, {2047: pattern(BLOCK, 1)})]
 
 
 @pytest.fixture

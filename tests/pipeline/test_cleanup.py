@@ -11,6 +11,7 @@ import pytest
 from pipeline.gameday.aws.accounts import AUDIT, MEMBER
 from pipeline.gameday.aws.faults import Fault
 from tests.evidence_store.kit import pattern
+from tests.pipeline import landing_zone
 
 GIB = 1 << 30
 BLOCK = 512 << 10
@@ -19,11 +20,7 @@ BLOCK = 512 << 10
 @pytest.fixture
 def images(tmp_path):
     """One volume with a block at its end."""
-    path = tmp_path / "volume.img"
-    with path.open("wb") as f:
-        f.truncate(GIB)
-        os.pwrite(f.fileno(), pattern(BLOCK, 1), GIB - BLOCK)
-    return [path]
+    return [landing_zone.image(tmp_path / "volume.img", GIB, {2047: pattern(BLOCK, 1)})]
 
 
 @pytest.fixture

@@ -64,3 +64,13 @@ def test_a_volume_frozen_again_keeps_both_chains_apart():
     again = event(9, "step.done", step="snapshot", target="vol-1", snapshot="snap-9")
     assert lineage("E0001", SOURCE, [FROZEN, again])[0].entry == 1
     assert lineage("E0001", {**SOURCE, "snapshot": "snap-9"}, [FROZEN, again])[0].entry == 9
+
+
+def test_what_could_not_be_shared_was_copied_first():
+    own = event(2, "step.done", step="reencrypt", target="snap-1", copy="snap-7", kms_key="m")
+    shared = event(5, "step.done", step="share", target="snap-7", to="444444444444")
+    copied = event(6, "step.done", step="copy", target="snap-1", copy="snap-2", through="snap-7")
+    chain = lineage("E0001", SOURCE, [FROZEN, COPYING, own, shared, copied])
+    assert [(link.what, link.name, link.entry) for link in chain[2:5]] == [
+        ("copy", "snap-7", 2), ("share", "444444444444", 5), ("copy", "snap-2", 6),
+    ]  # fmt: skip
