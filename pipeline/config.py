@@ -116,6 +116,10 @@ class AwsSettings(BaseModel):
         max_length=19,
         description="networks (CIDR) that still reach an isolated instance, port 22",
     )
+    peer_minutes: int = Field(
+        default=60, ge=0, le=1440,
+        description="how far back flow logs are searched for peers to cut, minutes (0: not)",
+    )  # fmt: skip
     source_identity: bool = Field(
         default=False, description="send SourceIdentity; every trust policy must allow it"
     )

@@ -25,6 +25,7 @@ from typing import Any
 from pydantic import JsonValue
 
 from acquisition.containment.aws import Aws, ContainmentError, GoneError
+from acquisition.containment.flows import Flows
 from acquisition.containment.state import (
     ANEW,
     NEW_GROUP,
@@ -47,12 +48,13 @@ from acquisition.containment.state import (
 from acquisition.target import Target
 from evidence_store.ledger import Draft
 from evidence_store.model import clean
-from pipeline import steps
+from pipeline import sightings, steps
 from pipeline.accounts import Accounts
 from pipeline.config import Settings
 
 _ROOM = 1500  # bytes of attributes in one event, which has 4,096 in all
 _ENDED = ("terminated", "shutting-down")
+_LISTED = 20  # peers in one event
 
 
 @dataclass
@@ -64,6 +66,7 @@ class Outcome:
         gaps: what could not be seen or done.
         verdict: what re-reading proved; None if it was not asked.
         waits: what needs an approval before the instance is cut off, or "".
+        peers: whom it talked to, as flow logs say; None if they were not asked.
     """
 
     target: Target
@@ -71,6 +74,7 @@ class Outcome:
     gaps: list[str] = field(default_factory=list)
     verdict: Verdict | None = None
     waits: str = ""
+    peers: Flows | None = None
 
     def document(self) -> dict[str, JsonValue]:
         """As JSON."""
@@ -79,7 +83,7 @@ class Outcome:
             "target": self.target.arn, "changes": [c.document() for c in self.made],
             "verdict": found.verdict if found else None, "left": list(found.left) if found else [],
             "unfiltered": list(found.unfiltered) if found else [], "gaps": list(self.gaps),
-            "waits": self.waits,
+            "waits": self.waits, "peers": sightings.document(self.peers),
         }  # fmt: skip
 
 
@@ -160,8 +164,12 @@ class Containment:
         The changes are the very ones that `isolate` makes if nothing else happens meanwhile.
         """
         state = self._living(self.look())
-        planned = plan(state, self.wanted)
-        return Plan(planned.changes, (*state.gaps, *planned.gaps))
+        found, gaps = self._peers()
+        planned = plan(state, replace(self.wanted, observed=sightings.cidrs(found.peers)))
+        return Plan(planned.changes, (*state.gaps, *planned.gaps, *gaps))
+
+    def _peers(self) -> tuple[Flows, list[str]]:
+        return sightings.peers(self.accounts, self.settings.aws, self.target, self._aws)
 
     def original(self) -> dict[Attribute, JsonValue]:
         """What the instance was before the first change, as the ledger has it."""
@@ -214,9 +222,24 @@ class Containment:
             outcome.gaps += planned.gaps
             self._apply(outcome, state, planned, "cut")
             self._apply(outcome, state, planned, "sessions")
+            self._cut_peers(outcome, state)
         self._prove(outcome)
         self._record_gaps("isolate", outcome)
         return outcome
+
+    def _cut_peers(self, outcome: Outcome, state: State) -> None:
+        """Deny whom flow logs name: last, for looking takes seconds that the cut does not have."""
+        self.say("look for its peers in the flow logs")
+        outcome.peers, gaps = self._peers()
+        observed = sightings.cidrs(outcome.peers.peers)
+        if observed:
+            steps.note(
+                self.recorder, "peers", self.target.arn, observed=len(observed),
+                minutes=self.settings.aws.peer_minutes, first=list[JsonValue](observed[:_LISTED]),
+            )  # fmt: skip
+        planned = plan(state, replace(self.wanted, observed=observed))
+        outcome.gaps += [g for g in (*planned.gaps, *gaps) if g not in outcome.gaps]
+        self._apply(outcome, state, planned, "peers")
 
     def _settle(self, state: State) -> None:
         """Record the outcome of changes that an earlier run made and could not record."""

@@ -103,6 +103,10 @@ class Aws:
             tuple(look.residual), tuple(look.gaps), look.managed_by,
         )  # fmt: skip
 
+    def interfaces(self) -> list[Mapping[str, Any]]:
+        """Return its own interfaces as EC2 describes them; none if they may not be seen."""
+        return _Look(self).interfaces()
+
     # -- one attribute ---------------------------------------------------------------------------
 
     def read(self, attribute: Attribute) -> JsonValue:

@@ -8,7 +8,7 @@ Scaling User Guide ("Health checks for instances"); IAM User Guide ("IAM conditi
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_network
 from typing import Literal
@@ -20,7 +20,9 @@ NEW_GROUP = "(the new isolation group)"
 # Without any egress rule CloudFormation adds one that allows all; so there is always this one.
 NO_EGRESS = "egress -1 all 127.0.0.1/32"
 
-Phase = Literal["protect", "cut", "sessions"]
+ACL_RULES = 20  # each way, the default quota; the rule that denies the rest counts
+
+Phase = Literal["protect", "cut", "sessions", "peers"]
 Restored = Literal["exact", "new id", "cannot"]
 
 # What a later association gives another id, or a group another capacity.
@@ -97,11 +99,13 @@ class Wanted:
         sources: networks that may still come in, as CIDR.
         ports: TCP ports that they reach.
         peers: addresses to cut at once by network ACL, as CIDR.
+        observed: the same, found in flow logs; after all else, for looking takes a while.
     """
 
     sources: tuple[str, ...] = ()
     ports: tuple[int, ...] = (22,)
     peers: tuple[str, ...] = ()
+    observed: tuple[str, ...] = ()
 
     @property
     def rules(self) -> list[str]:
@@ -197,7 +201,11 @@ def is_member(value: JsonValue) -> bool:
 def plan(state: State, wanted: Wanted) -> Plan:
     """Return what has to change, given what is; nothing if all is as wanted."""
     gaps: list[str] = []
-    changes = [*_protect(state), *_cut(state, wanted, gaps), *_sessions(state)]
+    entries = list(_acl_entries(state, wanted, gaps))
+    changes = [
+        *_protect(state), *_cut(state, wanted, gaps), *(c for c in entries if c.phase == "cut"),
+        *_sessions(state), *(c for c in entries if c.phase == "peers"),
+    ]  # fmt: skip
     return Plan(tuple(c for c in changes if not same(c.before, c.after)), tuple(gaps))
 
 
@@ -234,10 +242,9 @@ def _cut(state: State, wanted: Wanted, gaps: list[str]) -> Iterator[Change]:
             gaps.append(f"the isolation group of {vpc} is not known, so {attribute.resource} stays")
     for attribute, before in state.of("address"):
         yield Change(attribute, before, None, "cut")
-    yield from _acl_entries(state, wanted.peers, gaps)
 
 
-def _acl_entries(state: State, peers: Iterable[str], gaps: list[str]) -> Iterator[Change]:
+def _acl_entries(state: State, wanted: Wanted, gaps: list[str]) -> Iterator[Change]:
     """Deny entries before the first that allows, both ways, for those peers only."""
     entries: dict[tuple[str, str], dict[int, JsonValue]] = {}
     for attribute, value in state.of("acl-entry"):
@@ -247,15 +254,23 @@ def _acl_entries(state: State, peers: Iterable[str], gaps: list[str]) -> Iterato
         allowed = [n for n, v in held.items() if isinstance(v, dict) and v["action"] == "allow"]
         first = min(allowed, default=32767)
         free = (n for n in range(1, first) if n not in held)
-        for peer in peers:
+        room, left_out = ACL_RULES - len(held), list[str]()
+        for peer in dict.fromkeys((*wanted.peers, *wanted.observed)):
             entry: JsonValue = {"cidr": peer, "action": "deny", "protocol": "-1"}
             if any(same(v, entry) for n, v in held.items() if n < first):
                 continue
-            number = next(free, None)
+            number = next(free, None) if room > 0 else None
             if number is None:
-                gaps.append(f"{acl} has no free {way} rule before rule {first} to cut {peer}")
+                left_out.append(peer)
                 continue
-            yield Change(Attribute("acl-entry", f"{acl} {way} {number}"), None, entry, "cut")
+            room -= 1
+            yield Change(Attribute("acl-entry", f"{acl} {way} {number}"), None, entry,
+                         "cut" if peer in wanted.peers else "peers")  # fmt: skip
+        if left_out:
+            gaps.append(
+                f"{acl} has no free {way} rule before rule {first}, of {ACL_RULES} in all, to cut "
+                f"{some(left_out)}"
+            )
 
 
 def _sessions(state: State) -> Iterator[Change]:
@@ -263,6 +278,16 @@ def _sessions(state: State) -> Iterator[Change]:
         yield Change(attribute, before, session_deny(state.instance), "sessions")
     for attribute, before in state.of("profile"):
         yield Change(attribute, before, None, "sessions")
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """Name a few of many.
+
+    >>> some(["a", "b", "c"], 2)
+    'a, b and 1 more'
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def peer_cidr(text: str) -> str:
@@ -311,6 +336,8 @@ _NEVER_FILTERED = (
     "flows that were tracked before go on until they are idle for long enough (up to five days); "
     "those through NAT gateways, Network Load Balancers and endpoints are always tracked",
     "a policy takes up to minutes to be in force everywhere",
+    "flow logs and CloudTrail tell minutes late: what isolate finds when it is run again in a "
+    "quarter of an hour is cut then",
 )
 
 

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 @target_options(1, "TARGET")
 @click.option(
     "--peer", "peers", multiple=True, metavar="ADDRESS",
-    help="Cut flows with this address at once, by network ACL; may be repeated.",
+    help="Cut flows with this address at once, by network ACL, beside those that flow logs name;"
+    " may be repeated.",
 )  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print the plan and do nothing.")
 @pass_globals
@@ -37,7 +38,8 @@ def isolate(
     """Cut an instance off, so that it can be undone.
 
     Its state is recorded first; then it is protected from termination, moved into the isolation
-    group on every interface, loses its addresses, sessions and profile, and is read again.
+    group on every interface, loses its addresses, sessions and profile, is cut from the peers that
+    flow logs name, and is read again.
     """
     from acquisition.containment.state import peer_cidr
 

@@ -8,7 +8,7 @@ an ACL entry is missing, and lets a denied session act.
 Source: EC2 API Reference (ModifyInstanceAttribute, ModifyNetworkInterfaceAttribute,
 AssociateAddress, DeleteNetworkAclEntry, CreateSecurityGroup, "Eventual consistency", "Error
 codes"); IAM User Guide ("Policy evaluation logic", "IAM condition keys": `aws:userid`, "Changes
-that I make are not always immediately visible").
+that I make are not always immediately visible"); VPC User Guide, "Amazon VPC quotas".
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from pipeline.gameday.aws.call import Answer, Call, before
 from pipeline.gameday.aws.conditions import conditions
 from pipeline.gameday.aws.kms import effects
 from pipeline.gameday.aws.sessions import SERVICES
+
+ACL_RULES = 20
 
 
 def _backend(call: Call) -> EC2Backend:
@@ -111,6 +113,20 @@ def an_entry_that_is_not_there(call: Call) -> Answer | None:
     return call.error(
         400, "InvalidNetworkAclEntry.NotFound",
         f"The network ACL entry '{given.get('RuleNumber')}' does not exist",
+    )  # fmt: skip
+
+
+@before("ec2", "CreateNetworkAclEntry")
+def an_acl_has_so_many_rules(call: Call) -> Answer | None:
+    """Each way, the one that denies the rest among them."""
+    acl = _backend(call).network_acls.get(str(call.parameters.get("NetworkAclId")))
+    way = str(call.parameters.get("Egress")).lower()
+    held = [e for e in acl.network_acl_entries if str(e.egress).lower() == way] if acl else []
+    if len(held) < ACL_RULES:
+        return None
+    return call.error(
+        400, "NetworkAclEntryLimitExceeded",
+        "You have reached the limit on the number of rules for the network ACL.",
     )  # fmt: skip
 
 

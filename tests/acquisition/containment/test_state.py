@@ -85,6 +85,27 @@ def test_deny_entries_come_before_the_first_that_allows(held, number):
     assert bool(found.gaps) == (number is None)
 
 
+def test_peers_beyond_the_quota_are_named():
+    """Twenty rules each way, the one that denies the rest among them; first who was named."""
+    entries = {f"acl-1 egress {n}": {"cidr": "0.0.0.0/0", "action": a, "protocol": "-1"}
+               for n, a in ((100, "allow"), (32767, "deny"))}  # fmt: skip
+    observed = tuple(f"198.51.100.{n}/32" for n in range(30))
+    wanted = Wanted(("10.9.0.0/24",), peers=("192.0.2.1/32",), observed=observed)
+    found = plan(isolated(acl_entry=entries), wanted)
+    cut = [(c.after["cidr"], c.phase) for c in found.changes]
+    assert cut == [("192.0.2.1/32", "cut"), *((o, "peers") for o in observed[:17])]
+    [gap] = found.gaps
+    assert "198.51.100.17/32" in gap
+    assert "8 more" in gap
+
+
+def test_who_is_named_and_observed_is_cut_once_and_first():
+    entries = {"acl-1 egress 100": {"cidr": "0.0.0.0/0", "action": "allow", "protocol": "-1"}}
+    wanted = Wanted(("10.9.0.0/24",), peers=("192.0.2.1/32",), observed=("192.0.2.1/32",))
+    [change] = plan(isolated(acl_entry=entries), wanted).changes
+    assert change.phase == "cut"
+
+
 def test_an_entry_that_stands_is_enough_unless_something_allows_before():
     deny = {"cidr": "192.0.2.1/32", "action": "deny", "protocol": "-1"}
     allow = {"cidr": "0.0.0.0/0", "action": "allow", "protocol": "-1"}
