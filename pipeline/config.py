@@ -120,6 +120,10 @@ class AwsSettings(BaseModel):
         default=60, ge=0, le=1440,
         description="how far back flow logs are searched for peers to cut, minutes (0: not)",
     )  # fmt: skip
+    session_hours: int = Field(
+        default=12, ge=0, le=2160,
+        description="how far back CloudTrail is searched for sessions to end, hours (0: not)",
+    )  # fmt: skip
     source_identity: bool = Field(
         default=False, description="send SourceIdentity; every trust policy must allow it"
     )

@@ -225,7 +225,7 @@ class Reader:
         self._until = self.clock() + self.seconds
         since = datetime.fromtimestamp(self.now(), UTC) - timedelta(minutes=minutes)
         tally = Tally(
-            {i["NetworkInterfaceId"]: frozenset(_addresses(i)) for i in interfaces},
+            {i["NetworkInterfaceId"]: frozenset(own_addresses(i)) for i in interfaces},
             since.timestamp(), [ip_network(s) for s in spared],
         )  # fmt: skip
         gaps: list[str] = []
@@ -393,7 +393,8 @@ def _fields(text: str) -> list[str]:
     return text.replace("${", "").replace("}", "").split() or DEFAULT_FORMAT.split()
 
 
-def _addresses(interface: Mapping[str, Any]) -> Iterator[Address]:
+def own_addresses(interface: Mapping[str, Any]) -> Iterator[Address]:
+    """Yield an interface's addresses as EC2 describes them, the public ones too."""
     for held in interface.get("PrivateIpAddresses", ()):
         yield ip_address(held["PrivateIpAddress"])
         if public := held.get("Association", {}).get("PublicIp"):
