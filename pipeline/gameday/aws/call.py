@@ -209,6 +209,7 @@ def install() -> None:
         raise MotoVersionError(f"moto {moto.__version__} is installed, {MOTO_VERSION} is needed")
     # Those that are not named again register themselves.
     from pipeline.gameday.aws import (  # noqa: F401
+        backup,
         direct,
         ended,
         events,
@@ -228,7 +229,7 @@ def install() -> None:
     )
 
     for extension in (
-        events, listing, volumes, snapshots, instances, recycle, images, ended, trail,
+        events, listing, volumes, snapshots, instances, recycle, images, ended, trail, backup,
     ):  # fmt: skip
         extension.install()
     for name in ("urls", "url_paths"):
