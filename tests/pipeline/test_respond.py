@@ -94,7 +94,18 @@ def test_another_machine_finds_what_was_made(cloud, target, aws_server, home, pr
     assert process("respond", "T-1", target, kill="copy:after").wait(120) == -signal.SIGKILL
     shutil.rmtree(home / ".local/state/impound/engine")
     elsewhere = cloud("--json", "status", "T-1")
-    assert [json.loads(line)["state"] for line in elsewhere.out.splitlines()] == ["elsewhere"]
+    head, *lines = [json.loads(line) for line in elsewhere.out.splitlines()]
+    assert (elsewhere.code, head["state"], head["targets"]) == (0, "elsewhere", [target])
+    assert "progress" in head["untold"]
+    told = {line["step"]: line["state"] for line in lines}
+    assert list(told) == [s.name for s in STEPS if s.scope == "target"]
+    assert told["freeze"] == told["observe"] == told["copy"] == "ok"
+    assert told["memory"] == "gap"  # not part of it, or no way in
+    assert told["verify"] == "unrecorded"
+    frozen = {line["unit"] for line in lines if line["step"] == "copy"}
+    shown = cloud("status", "T-1", "--aws")
+    assert all(f"AWS: {snapshot} of vol-" in shown.out for snapshot in frozen)
+    assert "NOT TOLD" in shown.out
     done = cloud("--json", "resume", "T-1")
     assert done.code == 3, done.err
     expected(states(done))

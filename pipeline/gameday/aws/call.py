@@ -213,6 +213,7 @@ def install() -> None:
         ended,
         events,
         functions,
+        identities,
         images,
         instances,
         kms,
