@@ -269,7 +269,8 @@ def _around(handler: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _serve(call: Call, handler: Callable[..., Any]) -> Answer:
-    calls.append(Seen(call.service, call.operation, call.account, call.resources))
+    role = call.caller.role or ""
+    calls.append(Seen(call.service, call.operation, call.account, call.resources, role))
     found = faults.take(call.service, call.operation, call.account, call.resources)
     for fault in (f for f in found if f.kind == "delay"):
         time.sleep(fault.seconds)
