@@ -94,3 +94,13 @@ def postgres(postgres_server):
     """The same, empty."""
     postgres_server.empty()
     return postgres_server
+
+
+@pytest.fixture
+def sshd(tmp_path):
+    """A real sshd on loopback that runs; see `tests.sshd`."""
+    from tests.sshd import Sshd
+
+    made = Sshd(tmp_path / "sshd").start()
+    yield made
+    made.stop()
