@@ -69,8 +69,8 @@ deps:  ## Debian packages for the slow tests and benchmarks (root).
 	  python3-venv e2fsprogs xfsprogs ntfs-3g dosfstools mtools \
 	  exfatprogs exfat-fuse fdisk strace openssl dash zstd \
 	  chromium poppler-utils sleuthkit ewf-tools dc3dd shellcheck \
-	  qemu-utils libnbd-bin postgresql \
-	  qemu-system-x86 gcc libc6-dev openssh-client openssh-server lz4
+	  qemu-utils libnbd-bin postgresql openssh-server openssh-client lz4 \
+	  qemu-system-x86 gcc libc6-dev
 
 lock: $(VENV)/.python  ## Renew constraints.txt.
 	rm -rf $(VENV)-lock

@@ -118,3 +118,13 @@ def guest(boot_guest):
     """
     with boot_guest() as running:
         yield running
+
+
+@pytest.fixture
+def sshd(tmp_path):
+    """A real sshd on loopback that runs; see `tests.sshd`."""
+    from tests.sshd import Sshd
+
+    made = Sshd(tmp_path / "sshd").start()
+    yield made
+    made.stop()
