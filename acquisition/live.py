@@ -133,7 +133,8 @@ COLLECTORS: tuple[Collector, ...] = (
               "loginctl list-sessions 2>/dev/null; true", "who is and was logged in",
               "reads utmp, wtmp, btmp"),
     Collector("modules", "cat /proc/modules; echo ==; ls /sys/module; echo ==; "
-              "cat /proc/sys/kernel/tainted", "drivers, and what taints the kernel", "reads /proc and /sys"),
+              "cat /proc/sys/kernel/tainted", "drivers, and what taints the kernel",
+              "reads /proc and /sys"),
     Collector("bpf", "bpftool -j prog show; bpftool -j link show", "programs in the kernel",
               "asks the kernel"),
     _cat("mounts", "/proc/1/mountinfo", "file systems"),
