@@ -216,6 +216,7 @@ def install() -> None:
         images,
         instances,
         kms,
+        landing,
         listing,
         recycle,
         s3,

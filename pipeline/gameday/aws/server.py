@@ -56,10 +56,10 @@ def reset() -> None:
     call.faults.clear()
     call.calls.clear()
     functions.clear()
-    from pipeline.gameday.aws import ended, scaling, sessions, trail, volumes
+    from pipeline.gameday.aws import ended, landing, scaling, sessions, trail, volumes
 
     conditions.reset()
-    for extension in (scaling, sessions, volumes, trail, ended):
+    for extension in (scaling, sessions, volumes, trail, ended, landing):
         extension.reset()
 
 
