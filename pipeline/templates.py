@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.errors import PipelineError
 
-NAMES = ("forensics",)
+NAMES = ("audit", "forensics", "member", "org", "seal")
 
 
 def template(name: str) -> str:
