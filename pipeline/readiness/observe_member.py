@@ -70,7 +70,7 @@ def volumes(view: View) -> Any:
 
 def containment(view: View) -> Aws:
     """What reads and writes isolation groups."""
-    return Aws(view.client("ec2"), None, None, "", time.sleep)
+    return Aws(view.client("ec2"), None, None, "")
 
 
 @observes("isolation-group")
