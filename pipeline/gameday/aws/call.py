@@ -225,6 +225,7 @@ def install() -> None:
         images,
         instances,
         kms,
+        landing,
         listing,
         network,
         recycle,
