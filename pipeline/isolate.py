@@ -390,7 +390,7 @@ class Containment:
             outcome.verdict = verdict(now, self.wanted, [*wrong, *outcome.after_denial])
             if denied := self._denied_at():
                 outcome.verdict = replace(outcome.verdict, unfiltered=(
-                    f"sessions were denied until {denied:%Y-%m-%dT%H:%M:%SZ}; IAM takes up to "
+                    f"the last deny was written at {denied:%Y-%m-%dT%H:%M:%SZ}; IAM takes up to "
                     f"{IN_FORCE.seconds} s to hold it everywhere, and CloudTrail a quarter of an "
                     "hour to show who acted since: isolate again to see",
                     *outcome.verdict.unfiltered,
