@@ -11,7 +11,7 @@ import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -138,6 +138,25 @@ class EngineSettings(BaseModel):
     )
 
 
+class NetworkSettings(BaseModel):
+    """How packets leave for hosts under investigation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    proxy: str = Field(
+        default="", pattern=r"^(|([A-Za-z0-9.-]{1,253}|\[[0-9a-f:.]+\]):[0-9]{1,5})$",
+        description="HTTP proxy (HOST:PORT, CONNECT) that reaches hosts in our place",
+    )  # fmt: skip
+    source: Annotated[str, AfterValidator(lambda text: text and str(ip_address(text)))] = Field(
+        default="", description="address that hosts see us come from (default: by this machine's"
+        " routes)",
+    )  # fmt: skip
+    probe_seconds: float = Field(
+        default=3.0, ge=0.1, le=30.0,
+        description="how long a port is given to answer when isolation is probed",
+    )  # fmt: skip
+
+
 class AccountSettings(BaseModel):
     """How one account is reached."""
 
@@ -173,6 +192,7 @@ class Settings(BaseModel):
     s3: S3Settings = Field(S3Settings(), description="stores in S3")
     signing: SigningSettings = Field(SigningSettings(), description="keys in KMS")
     aws: AwsSettings = Field(AwsSettings(), description="the landing zone")
+    network: NetworkSettings = Field(NetworkSettings(), description="the way to hosts")
     engine: EngineSettings = Field(EngineSettings(), description="responses")
     accounts: dict[Annotated[str, Field(pattern=r"^[0-9]{12}$")], AccountSettings] = Field(
         {}, description="how single accounts are reached, by account id"

@@ -25,6 +25,13 @@ from typing import Any
 from pydantic import JsonValue
 
 from acquisition.containment.aws import Aws, ContainmentError, GoneError
+from acquisition.containment.probe import (
+    Proof,
+    judged,
+    permitted_source,
+    ports_to_try,
+    probe,
+)
 from acquisition.containment.state import (
     ANEW,
     NEW_GROUP,
@@ -44,6 +51,8 @@ from acquisition.containment.state import (
     undo,
     verdict,
 )
+from acquisition.errors import AcquisitionError
+from acquisition.reach import UnreachableError, connect, own_address
 from acquisition.target import Target
 from evidence_store.ledger import Draft
 from evidence_store.model import clean
@@ -104,6 +113,9 @@ class Containment:
         peers: addresses (CIDR) to cut at once by network ACL.
         approve: asked before what may cost the instance; False leaves it waiting.
         sleep: between looks.
+        packets: whether isolation is proved by packets from this machine.
+        flows: looks by a login at the flows of the instance; None: nobody logs in. Raises
+            AcquisitionError.
     """
 
     recorder: steps.Recorder
@@ -114,6 +126,8 @@ class Containment:
     say: Callable[[str], None] = lambda _line: None
     approve: Callable[[str], bool] = lambda _question: False
     sleep: Callable[[float], None] = time.sleep
+    packets: bool = False
+    flows: Callable[[], tuple[str, ...]] | None = None
 
     @property
     def wanted(self) -> Wanted:
@@ -321,18 +335,62 @@ class Containment:
                 and not same(now.attributes.get(attribute), after)
                 and attribute.kind != "scale-in-protection"
             ]  # fmt: skip
-            outcome.verdict = verdict(now, self.wanted, wrong)
+            found = verdict(now, self.wanted, wrong)
+            outcome.verdict = judged(found, self.wanted, self._probed(now, outcome))
         found = outcome.verdict
         facts: dict[str, JsonValue] = {
             "verdict": found.verdict, "left": [clean(t, 120) for t in found.left[:6]],
             "left_in_all": len(found.left),
             "unfiltered": [clean(t, 120) for t in found.unfiltered[:6]],
         }  # fmt: skip
+        if found.not_probed:
+            facts["not_probed"] = clean(found.not_probed, 200)
         steps.note(self.recorder, "prove", self.target.arn, **facts)
-        if found.verdict != "not isolated":
-            outcome.gaps.append(
-                "groups applied, not probed: no packet was sent to prove that nothing gets through"
-            )
+        if found.verdict == "groups applied, not probed":
+            outcome.gaps.append(f"{found.verdict}: {found.not_probed}")
+        elif found.verdict == "isolated except":
+            outcome.gaps += [f"isolated except: {text}" for text in found.left]
+
+    def _probed(self, now: State, outcome: Outcome) -> Proof:
+        """Try its ports from here, if isolation lets us in; record what was tried."""
+        nothing = "no packet was sent to prove that nothing gets through"
+        if not self.packets:
+            return Proof(why_not=nothing)
+        network, wanted = self.settings.network, self.wanted
+        addresses = {i: now.addresses[i] for i in now.interfaces if now.addresses.get(i)}
+        if not wanted.sources or not addresses:
+            lacking = "aws.isolation_sources names no network" if addresses else "no address"
+            return Proof(why_not=f"{nothing}: {lacking}")
+        first = next(iter(addresses.values()))[0]
+        try:
+            source = network.source or own_address(network.proxy.rpartition(":")[0] or first)
+        except UnreachableError as e:
+            return Proof(why_not=f"{nothing}: {e}")
+        if not permitted_source(source, wanted):
+            return Proof(source, why_not=f"{nothing}: {source} is not among aws.isolation_sources")
+        self.say(f"probing {len(addresses)} interfaces from {source}")
+        dial = partial(connect, proxy=network.proxy, seconds=network.probe_seconds)
+        sights = probe(addresses, ports_to_try(wanted), dial)
+        for sight in sights:
+            if sight.reached:
+                self.say(f"{sight.address} port {sight.port}: {sight.answered}")
+        reached = [f"{s.address}:{s.port} {s.answered}" for s in sights if s.reached]
+        facts: dict[str, JsonValue] = {
+            "source": source, "ports": list(dict.fromkeys(s.port for s in sights)),
+            "reached": [clean(t, 60) for t in reached[:20]], "reached_in_all": len(reached),
+            "silent": len(sights) - len(reached),
+        }  # fmt: skip
+        steps.note(self.recorder, "probe", self.target.arn, **facts)
+        return Proof(source, sights, flows=self._flows(outcome))
+
+    def _flows(self, outcome: Outcome) -> tuple[str, ...] | None:
+        if self.flows is None:
+            return None
+        try:
+            return self.flows()
+        except AcquisitionError as e:
+            outcome.gaps.append(f"its flows were not looked at: {clean(str(e), 300)}")
+            return None
 
     def _record_gaps(self, name: str, outcome: Outcome) -> None:
         """One event for each gap of this target, once."""

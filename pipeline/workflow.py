@@ -222,7 +222,7 @@ def _containment(job: Job) -> Containment:
     return Containment(
         job.case, job.session.accounts(job.case.case_id), job.session.settings, target,
         say=job.say, approve=lambda _question: approved(job.case, "isolate", target),
-        sleep=lambda seconds: _wait(job, seconds),
+        sleep=lambda seconds: _wait(job, seconds), packets=True,
     )  # fmt: skip
 
 

@@ -120,7 +120,7 @@ def _containment(
 
     return Containment(
         journal, options.session.accounts(case_id), options.session.settings, where, peers,
-        say=options.say, approve=lambda question: _approved(options, question),
+        say=options.say, approve=lambda question: _approved(options, question), packets=True,
     )  # fmt: skip
 
 

@@ -11,8 +11,8 @@ a flow stalls, and goes on if it may again.
 SendSSHPublicKey puts a key where the machine's sshd asks for keys, for 60 s. An Instance Connect
 Endpoint is made by CreateInstanceConnectEndpoint; its tunnels come from its own address.
 
-Left out: UDP and ICMP, routes, the endpoint's own groups; a tunnel's signature is not computed, only
-who signed and when.
+Left out: UDP and ICMP, routes, the endpoint's own groups; of a tunnel's signature is checked who
+signed and when, not the signature itself.
 
 Source: EC2 Instance Connect API Reference (SendSSHPublicKey); EC2 API Reference
 (CreateInstanceConnectEndpoint); EC2 User Guide, "Connect using EC2 Instance Connect Endpoint"; RFC

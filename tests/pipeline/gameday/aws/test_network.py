@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The proxy between people and instances: each rule, on real connections, by the accounts' state."""
+"""The proxy between people and instances: each rule, on real connections."""
 
 from __future__ import annotations
 
