@@ -26,6 +26,7 @@ import contextlib
 import logging
 import secrets
 import shlex
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -113,6 +114,7 @@ class Remote(Closing):
         host_keys: whom we expect.
         sudo_password: for `sudo`; goes by standard input, is written nowhere.
         stall_s: silence that counts as a stall.
+        stop: set, it ends waits for the host.
         trust, host_key, login, cipher: of the connection that is open.
         root: "" is root already, `sudo`, or None: the account cannot become root (`why_not_root`).
     """
@@ -131,6 +133,7 @@ class Remote(Closing):
     root: str | None = None
     why_not_root: str = ""
     connections: int = 0
+    stop: threading.Event = field(default_factory=threading.Event, repr=False)
     _transport: Transport | None = field(default=None, repr=False)
 
     # -- connection ------------------------------------------------------------------------------
@@ -479,6 +482,9 @@ class Output:
             self._channel.settimeout(_SLICE_SECONDS)
             with contextlib.suppress(TimeoutError):
                 return self._channel.recv(size)
+            if self._remote.stop.is_set():
+                self.ended = "cut"
+                raise LostError("this run was ended")
             if self._drain():
                 until = time.monotonic() + self._stall_s
             elif time.monotonic() >= until:

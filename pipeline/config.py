@@ -11,7 +11,7 @@ import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -121,6 +121,52 @@ class AwsSettings(BaseModel):
     )
 
 
+class SshSettings(BaseModel):
+    """How hosts under investigation are reached and logged in to."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    user: str = Field(
+        default="ec2-user", pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}$",
+        description="account on the hosts",
+    )  # fmt: skip
+    port: int = Field(default=22, ge=1, le=65535, description="port of sshd")
+    instance_connect: bool = Field(
+        default=True, description="first push a key of the run by EC2 Instance Connect"
+    )
+    ca_key: str = Field(
+        default="", description="private key whose certificate golden images trust (file)"
+    )
+    ca_certificate: str = Field(default="", description="its certificate (file)")
+    key: str = Field(default="", description="the operator's private key, tried last (file)")
+    host_keys: str = Field(
+        default="", description="file of host keys that must be met, one a line (inventory)"
+    )
+    strict_host_keys: bool = Field(
+        default=False, description="refuse a host whose key nobody vouched for"
+    )
+    source: str = Field(
+        default="", description="address that hosts see us come from (default: our route to them)"
+    )
+    proxy: str = Field(
+        default="", pattern=r"^(|([A-Za-z0-9.-]{1,253}|\[[0-9a-f:.]+\]):[0-9]{1,5})$",
+        description="HTTP proxy (host:port, CONNECT) that reaches hosts in our place",
+    )  # fmt: skip
+    jump: str = Field(
+        default="", pattern=r"^(|[^@\s]+@[^@\s]+)$", description="jump host, user@host[:port]"
+    )
+    endpoint: str = Field(
+        default="", pattern=r"^(|auto|eice-[0-9a-f]{8,17})$",
+        description="EC2 Instance Connect Endpoint to go through, or auto: that of the VPC",
+    )  # fmt: skip
+    at: dict[Annotated[str, Field(pattern=r"^i-[0-9a-f]{8,17}$")], str] = Field(
+        default={}, description="host:port where single instances answer, if not at their address"
+    )
+    patience_s: int = Field(
+        default=120, ge=0, le=86400, description="seconds that a lost host is tried again"
+    )
+
+
 class EngineSettings(BaseModel):
     """Where responses are kept while they run."""
 
@@ -136,25 +182,6 @@ class EngineSettings(BaseModel):
     slots: int = Field(
         default=0, ge=0, le=256, description="analysis jobs at once (default: one a processor)"
     )
-
-
-class NetworkSettings(BaseModel):
-    """How packets leave for hosts under investigation."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    proxy: str = Field(
-        default="", pattern=r"^(|([A-Za-z0-9.-]{1,253}|\[[0-9a-f:.]+\]):[0-9]{1,5})$",
-        description="HTTP proxy (HOST:PORT, CONNECT) that reaches hosts in our place",
-    )  # fmt: skip
-    source: Annotated[str, AfterValidator(lambda text: text and str(ip_address(text)))] = Field(
-        default="", description="address that hosts see us come from (default: by this machine's"
-        " routes)",
-    )  # fmt: skip
-    probe_seconds: float = Field(
-        default=3.0, ge=0.1, le=30.0,
-        description="how long a port is given to answer when isolation is probed",
-    )  # fmt: skip
 
 
 class AccountSettings(BaseModel):
@@ -192,7 +219,7 @@ class Settings(BaseModel):
     s3: S3Settings = Field(S3Settings(), description="stores in S3")
     signing: SigningSettings = Field(SigningSettings(), description="keys in KMS")
     aws: AwsSettings = Field(AwsSettings(), description="the landing zone")
-    network: NetworkSettings = Field(NetworkSettings(), description="the way to hosts")
+    ssh: SshSettings = Field(SshSettings(), description="hosts under investigation")
     engine: EngineSettings = Field(EngineSettings(), description="responses")
     accounts: dict[Annotated[str, Field(pattern=r"^[0-9]{12}$")], AccountSettings] = Field(
         {}, description="how single accounts are reached, by account id"

@@ -59,6 +59,7 @@ from evidence_store.model import clean
 from pipeline import steps
 from pipeline.accounts import Accounts
 from pipeline.config import Settings
+from pipeline.errors import PipelineError
 
 _ROOM = 1500  # bytes of attributes in one event, which has 4,096 in all
 _ENDED = ("terminated", "shutting-down")
@@ -114,8 +115,9 @@ class Containment:
         approve: asked before what may cost the instance; False leaves it waiting.
         sleep: between looks.
         packets: whether isolation is proved by packets from this machine.
+        probe_s: how long a port is given to answer.
         flows: looks by a login at the flows of the instance; None: nobody logs in. Raises
-            AcquisitionError.
+            AcquisitionError, PipelineError.
     """
 
     recorder: steps.Recorder
@@ -127,6 +129,7 @@ class Containment:
     approve: Callable[[str], bool] = lambda _question: False
     sleep: Callable[[float], None] = time.sleep
     packets: bool = False
+    probe_s: float = 3.0
     flows: Callable[[], tuple[str, ...]] | None = None
 
     @property
@@ -356,20 +359,20 @@ class Containment:
         nothing = "no packet was sent to prove that nothing gets through"
         if not self.packets:
             return Proof(why_not=nothing)
-        network, wanted = self.settings.network, self.wanted
+        ssh, wanted = self.settings.ssh, self.wanted
         addresses = {i: now.addresses[i] for i in now.interfaces if now.addresses.get(i)}
         if not wanted.sources or not addresses:
             lacking = "aws.isolation_sources names no network" if addresses else "no address"
             return Proof(why_not=f"{nothing}: {lacking}")
         first = next(iter(addresses.values()))[0]
         try:
-            source = network.source or own_address(network.proxy.rpartition(":")[0] or first)
+            source = ssh.source or own_address(ssh.proxy.rpartition(":")[0] or first)
         except UnreachableError as e:
             return Proof(why_not=f"{nothing}: {e}")
         if not permitted_source(source, wanted):
             return Proof(source, why_not=f"{nothing}: {source} is not among aws.isolation_sources")
         self.say(f"probing {len(addresses)} interfaces from {source}")
-        dial = partial(connect, proxy=network.proxy, seconds=network.probe_seconds)
+        dial = partial(connect, proxy=ssh.proxy, seconds=self.probe_s)
         sights = probe(addresses, ports_to_try(wanted), dial)
         for sight in sights:
             if sight.reached:
@@ -388,7 +391,7 @@ class Containment:
             return None
         try:
             return self.flows()
-        except AcquisitionError as e:
+        except (AcquisitionError, PipelineError) as e:
             outcome.gaps.append(f"its flows were not looked at: {clean(str(e), 300)}")
             return None
 

@@ -208,11 +208,27 @@ def isolate(job: Job) -> Did:
     """Cut an instance off, so that it can be undone, and say what is proved."""
     if _target(job).kind != "instance":
         return Did((), {"nothing": "a volume has no connections"})
-    done = _containment(job).isolate()
+    containment = _containment(job)
+    containment.flows = lambda: _flows(job)
+    done = containment.isolate()
     if done.waits:
         raise ApprovalNeededError(done.waits, hint=f"impound approve {job.case.case_id} isolate")
     verdict = done.verdict.verdict if done.verdict else "not proved"
     return Did(tuple(done.gaps), {"changes": len(done.made), "verdict": verdict})
+
+
+def _flows(job: Job) -> tuple[str, ...]:
+    """Log in and look which flows go on. The disk was frozen before. Raises: AcquisitionError."""
+    from acquisition.containment.probe import flows_on
+    from pipeline.hosts import Host
+
+    accounts = job.session.accounts(job.case.case_id)
+    host = Host(job.case, accounts, job.session.settings, _target(job), say=job.say)
+    with host.open("isolate") as remote:
+        ran = remote.run("ss -Htun state established", "which flows go on")
+    if ran.code != 0 or ran.cut:
+        raise AcquisitionError(f"ss on {remote.place} did not tell: {clean(ran.err, 200)}")
+    return flows_on(ran.out.decode("utf-8", "replace"), [host.plan().source])
 
 
 def _containment(job: Job) -> Containment:

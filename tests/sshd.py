@@ -61,6 +61,7 @@ class Sshd:
         (home / "authorized").write_text((home / "user.pub").read_text())
         self.host_key = " ".join((home / "host.pub").read_text().split()[:2])
         self.more = list(more)
+        self.path = f"{self.programs}:/usr/sbin:/usr/bin:/sbin:/bin"
         self.port = 0
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -89,7 +90,7 @@ class Sshd:
             f"AuthorizedKeysFile {self.home / 'authorized'}", "PidFile none", "UsePAM no",
             "StrictModes no", "PasswordAuthentication no", "KbdInteractiveAuthentication no",
             "PermitRootLogin prohibit-password", "LogLevel ERROR",
-            f"SetEnv PATH={self.programs}:/usr/sbin:/usr/bin:/sbin:/bin ROOM={self.room}"
+            f"SetEnv PATH={self.path} ROOM={self.room}"
             f" HOME={self.home}",  # nobody's start-up files
             *self.more, "",
         ]))  # fmt: skip

@@ -215,7 +215,8 @@ def _settings(zone: Zone) -> list[str]:
     seeded = zone.seeded
     reach = [
         f'isolation_sources = ["{_FORENSICS_NETWORK}"]',
-        "[network]",
+        "[ssh]",
+        f'user = "{zone.variables["GUEST_USER"]}"',
         f'proxy = "{zone.variables["GUEST_PROXY"]}"',
         f'source = "{FORENSICS}"',
     ] if zone.guest else []  # fmt: skip

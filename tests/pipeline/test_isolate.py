@@ -841,12 +841,11 @@ def packets(aws, contain, web, listener):
     aws.attach(web.id, {22: listener, 4444: listener})
 
     def make(source="10.9.0.4", sources=SOURCES, **more):
-        made = contain(packets=True, **more)
+        made = contain(packets=True, probe_s=0.3, **more)
         made.settings = Settings(
             aws={"isolation_sources": sources},
-            network={"proxy": f"127.0.0.1:{aws.vantage(source)}", "source": source,
-                     "probe_seconds": 0.3},
-        )  # fmt: skip
+            ssh={"proxy": f"127.0.0.1:{aws.vantage(source)}", "source": source},
+        )
         return made
 
     return make
