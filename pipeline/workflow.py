@@ -218,17 +218,22 @@ def isolate(job: Job) -> Did:
 
 
 def _flows(job: Job) -> tuple[str, ...]:
-    """Log in and look which flows go on. The disk was frozen before. Raises: AcquisitionError."""
-    from acquisition.containment.probe import flows_on
+    """Log in and look which flows the host holds; its disk was frozen before.
+
+    Raises: AcquisitionError, PipelineError.
+    """
+    from acquisition.containment.probe import LOOK_AT_FLOWS, flows_on
     from pipeline.hosts import Host
 
     accounts = job.session.accounts(job.case.case_id)
     host = Host(job.case, accounts, job.session.settings, _target(job), say=job.say)
     with host.open("isolate") as remote:
-        ran = remote.run("ss -Htun state established", "which flows go on")
+        ran = remote.run(LOOK_AT_FLOWS, "which flows it holds")
     if ran.code != 0 or ran.cut:
         raise AcquisitionError(f"ss on {remote.place} did not tell: {clean(ran.err, 200)}")
-    return flows_on(ran.out.decode("utf-8", "replace"), [host.plan().source])
+    return flows_on(
+        ran.out.decode("utf-8", "replace"), filter(None, [job.session.settings.ssh.source])
+    )
 
 
 def _containment(job: Job) -> Containment:

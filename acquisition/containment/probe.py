@@ -136,35 +136,43 @@ def judged(found: Verdict, wanted: Wanted, proof: Proof) -> Verdict:
     if proof.flows is None:
         left.append("flows that began before: nobody logged in to look")
     else:
-        left += [f"a flow goes on: {f}" for f in proof.flows]
+        left += [f"the host holds a flow, which may be cut by now: {f}" for f in proof.flows]
     return replace(found, verdict="isolated except" if left else "isolated", left=tuple(left))
 
 
-def flows_on(text: str, ours: Iterable[str]) -> tuple[str, ...]:
-    r"""Return the flows of a host that go on, but for those with us and with itself.
+# Run on the host: who we are to it (a proxy may stand between), then its flows.
+LOOK_AT_FLOWS = 'echo "$SSH_CONNECTION"; ss -Htun state established'
+
+
+def flows_on(text: str, ours: Iterable[str] = ()) -> tuple[str, ...]:
+    r"""Return the flows that a host holds, but for those with us and with itself.
+
+    It may lie, and it does not know which of them are cut on the way.
 
     Args:
-        text: what `ss -Htun state established` prints on it: lines of netid, queues, local and
-            peer address. The host may lie.
+        text: what LOOK_AT_FLOWS prints: our address and port and its own, then lines of netid,
+            queues, local and peer address.
         ours: addresses that we come from.
 
-    >>> ours = "tcp 0 0 10.0.0.5:22 10.9.0.4:4242"
-    >>> flows_on(ours + "\ntcp 0 0 10.0.0.5:51000 203.0.113.9:443", ["10.9.0.4"])
+    >>> flows_on("10.9.0.4 4242 10.0.0.5 22\ntcp 0 0 10.0.0.5:22 10.9.0.4:4242\n"
+    ...          "tcp 0 0 10.0.0.5:51000 203.0.113.9:443")
     ('tcp 10.0.0.5:51000 203.0.113.9:443',)
     """
+    who, _, rest = text.partition("\n")
+    me = tuple(who.split()[:2])
     own = set(ours)
     found = []
-    for line in text.splitlines():
+    for line in rest.splitlines():
         words = line.split()
         if len(words) < 5:
             continue
-        peer = words[4].rpartition(":")[0].strip("[]").partition("%")[0]
-        peer = peer.removeprefix("::ffff:")
+        peer, _, port = words[4].rpartition(":")
+        peer = peer.strip("[]").partition("%")[0].removeprefix("::ffff:")
         try:
             itself = ip_address(peer).is_loopback
         except ValueError:
             itself = False
-        if peer not in own and not itself:
+        if peer not in own and (peer, port) != me and not itself:
             found.append(clean(f"{words[0]} {words[3]} {words[4]}", 120))
     if len(found) > _MANY:
         found = [*found[:_MANY], f"and {len(found) - _MANY} more"]

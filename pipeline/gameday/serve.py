@@ -194,6 +194,7 @@ def _with_guest(
         stack.callback(shutil.rmtree, folder)
         (folder / "mark").write_text(_MARK + "\n")
         guest = stack.enter_context(Guest(image, folder))
+        (folder / "host_keys").write_text(f"{estate.instance} {guest.host_key}\n")
     except (GuestError, OSError) as e:
         lacking = f"no machine behind the instance, so no memory and no live response: {e}"
         return replace(zone, left_out=(*zone.left_out, lacking))
@@ -219,6 +220,7 @@ def _settings(zone: Zone) -> list[str]:
         f'user = "{zone.variables["GUEST_USER"]}"',
         f'proxy = "{zone.variables["GUEST_PROXY"]}"',
         f'source = "{FORENSICS}"',
+        f'host_keys = "{zone.guest.folder / "host_keys"}"',
     ] if zone.guest else []  # fmt: skip
     return [
         _MARK,

@@ -534,7 +534,7 @@ def a_key_for_a_minute(call: Call) -> Answer | None:
     zone = given.get("AvailabilityZone")
     if not _USER.fullmatch(user) or not _KEY.fullmatch(key):
         return call.error(400, "InvalidArgsException", "user or key is not valid")
-    if zone and zone != found.placement:
+    if zone and zone != found._placement.zone:
         return call.error(400, "EC2InstanceNotFoundException", f"Instance not found in {zone}")
     machine = network.machine(name)
     if machine is None or machine.keys is None:

@@ -74,7 +74,10 @@ def test_packets_do_not_mend_what_reads_wrong():
 def test_flows_that_go_on_are_exceptions():
     flow = "tcp 10.0.0.5:51000 203.0.113.9:443"
     found = judged(APPLIED, WANTED, proof("open", "silent", flows=(flow,)))
-    assert (found.verdict, found.left) == ("isolated except", (f"a flow goes on: {flow}",))
+    assert (found.verdict, found.left) == (
+        "isolated except",
+        (f"the host holds a flow, which may be cut by now: {flow}",),
+    )
 
 
 def test_flows_that_nobody_looked_at_are_an_exception():
@@ -136,6 +139,8 @@ def test_every_port_of_every_address_is_tried_and_told_apart():
 
 def test_flows_with_us_and_with_itself_are_not_told():
     text = "\n".join([
+        "10.0.2.2 44466 10.0.0.5 22",
+        "tcp   0  0  10.0.0.5:22        10.0.2.2:44466",
         "tcp   0  0  10.0.0.5:22        10.9.0.4:50000",
         "tcp   0  0  127.0.0.1:4444     127.0.0.1:37000",
         "tcp   0  0  [::ffff:10.0.0.5]:22 [::ffff:10.9.0.4]:50001",
@@ -152,8 +157,14 @@ def test_flows_with_us_and_with_itself_are_not_told():
     assert "\x1b" not in found[2]
 
 
+def test_another_flow_from_where_we_come_from_is_told():
+    """Behind a proxy all seem to be us; only our own connection is."""
+    text = "10.0.2.2 44466 10.0.0.5 22\ntcp 0 0 10.0.0.5:22 10.0.2.2:44467\n"
+    assert flows_on(text) == ("tcp 10.0.0.5:22 10.0.2.2:44467",)
+
+
 def test_a_host_that_tells_of_many_flows_fills_no_ledger():
-    text = "\n".join(f"tcp 0 0 10.0.0.5:1 203.0.113.9:{n}" for n in range(5000))
+    text = "who\n" + "\n".join(f"tcp 0 0 10.0.0.5:1 203.0.113.9:{n}" for n in range(5000))
     found = flows_on(text, [])
     assert len(found) == 21
     assert found[-1] == "and 4980 more"
