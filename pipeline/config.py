@@ -116,6 +116,14 @@ class AwsSettings(BaseModel):
         max_length=19,
         description="networks (CIDR) that still reach an isolated instance, port 22",
     )
+    peer_minutes: int = Field(
+        default=60, ge=0, le=1440,
+        description="how far back flow logs are searched for peers to cut, minutes (0: not)",
+    )  # fmt: skip
+    session_hours: int = Field(
+        default=12, ge=0, le=2160,
+        description="how far back CloudTrail is searched for sessions to end, hours (0: not)",
+    )  # fmt: skip
     source_identity: bool = Field(
         default=False, description="send SourceIdentity; every trust policy must allow it"
     )
@@ -164,6 +172,58 @@ class SshSettings(BaseModel):
     )
     patience_s: int = Field(
         default=120, ge=0, le=86400, description="seconds that a lost host is tried again"
+    )
+
+
+class ReadinessSettings(BaseModel):
+    """What `impound readiness` looks at, and what `--fix` sets."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    accounts: tuple[Annotated[str, Field(pattern=r"^[0-9]{12}$")], ...] = Field(
+        default=(), description="accounts to look at (default: those of the organisation)"
+    )
+    regions: tuple[Annotated[str, Field(pattern=r"^[a-z0-9-]{5,30}$")], ...] = Field(
+        default=(), description="Regions to look at (default: that of the session)"
+    )
+    namespace: str = Field(
+        default="", pattern=r"^[A-Za-z0-9+=,.@_-]{0,30}$",
+        description="the federated roles are called <namespace>-saml-… (default: any)",
+    )  # fmt: skip
+    contact_email: str = Field(
+        default="", pattern=r"^(|[^@\s]{1,60}@[^@\s]{1,190})$",
+        description="security contact of every account, a distribution list",
+    )  # fmt: skip
+    contact_phone: str = Field(
+        default="", pattern=r"^[0-9+() -]{0,25}$", description="its telephone number"
+    )
+    subnets: tuple[Annotated[str, Field(pattern=r"^subnet-[0-9a-f]{8,17}$")], ...] = Field(
+        default=(), description="subnets of the Audit account in which workstations start"
+    )
+    ami_parameter: str = Field(
+        default="/impound/ami", pattern=r"^/[A-Za-z0-9_./-]{1,500}$",
+        description="SSM parameter that holds the id of the forensics AMI",
+    )  # fmt: skip
+    ami_days: int = Field(
+        default=90, ge=1, le=3650, description="age from which the forensics AMI is too old, days"
+    )
+    ca_images: tuple[Annotated[str, Field(pattern=r"^ami-[0-9a-f]{8,17}$")], ...] = Field(
+        default=(), description="golden images that trust the SSH authority of the responders"
+    )
+    event_bus: str = Field(
+        default="impound", pattern=r"^[A-Za-z0-9._-]{1,256}$",
+        description="event bus of the Audit account",
+    )  # fmt: skip
+    event_queue: str = Field(
+        default="impound-events", pattern=r"^[A-Za-z0-9._-]{1,80}$",
+        description="queue that its events end in",
+    )  # fmt: skip
+    flow_log_destination: str = Field(
+        default="", pattern=r"^(|arn:aws[a-z-]*:s3:::[a-z0-9][A-Za-z0-9._/-]{1,300})$",
+        description="ARN of the bucket that new flow logs go to",
+    )  # fmt: skip
+    symbols: str = Field(
+        default="", description="directory of kernel symbols (default: in the cache directory)"
     )
 
 
@@ -221,6 +281,7 @@ class Settings(BaseModel):
     aws: AwsSettings = Field(AwsSettings(), description="the landing zone")
     ssh: SshSettings = Field(SshSettings(), description="hosts under investigation")
     engine: EngineSettings = Field(EngineSettings(), description="responses")
+    readiness: ReadinessSettings = Field(ReadinessSettings(), description="checks before incidents")
     accounts: dict[Annotated[str, Field(pattern=r"^[0-9]{12}$")], AccountSettings] = Field(
         {}, description="how single accounts are reached, by account id"
     )

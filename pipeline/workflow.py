@@ -209,7 +209,7 @@ def isolate(job: Job) -> Did:
     if _target(job).kind != "instance":
         return Did((), {"nothing": "a volume has no connections"})
     containment = _containment(job)
-    containment.flows = lambda: _flows(job)
+    containment.sockets = lambda: _sockets(job)
     done = containment.isolate()
     if done.waits:
         raise ApprovalNeededError(done.waits, hint=f"impound approve {job.case.case_id} isolate")
@@ -217,7 +217,7 @@ def isolate(job: Job) -> Did:
     return Did(tuple(done.gaps), {"changes": len(done.made), "verdict": verdict})
 
 
-def _flows(job: Job) -> tuple[str, ...]:
+def _sockets(job: Job) -> tuple[str, ...]:
     """Log in and look which flows the host holds; its disk was frozen before.
 
     Raises: AcquisitionError, PipelineError.

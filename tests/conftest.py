@@ -27,7 +27,7 @@ def missing(what: str) -> NoReturn:
     pytest.skip(what)
 
 
-@pytest.fixture(name="need_tool")
+@pytest.fixture(name="need_tool", scope="session")
 def _need_tool():
     return need_tool
 

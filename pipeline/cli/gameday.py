@@ -29,10 +29,15 @@ SCENARIOS = ("all", "offline", "response")
 @click.option("--env-file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="With --serve: variables for a shell, there when all is ready.")  # fmt: skip
 @click.option("--guest", is_flag=True, help="Put a machine (QEMU) behind the instance.")
+@click.option("--organisation", is_flag=True,
+              help="With --serve: all that `readiness` looks for is in place.")  # fmt: skip
+@click.option("--defect", "defects", multiple=True, metavar="CHECK|all",
+              help="With --organisation: but for what this check finds; `all`: all that --fix"
+              " mends.")  # fmt: skip
 @pass_globals
 def gameday(
     options: Globals, scenario: str, seed: int, output: Path | None, serve: bool,
-    env_file: Path | None, guest: bool,
+    env_file: Path | None, guest: bool, organisation: bool, defects: tuple[str, ...],
 ) -> int:  # fmt: skip
     """Rehearse the whole job on evidence made for it; end with a scorecard.
 
@@ -52,8 +57,11 @@ def gameday(
     """
     if serve and output:
         raise UsageError("--output does not go with --serve, which keeps nothing")
+    if (organisation and not serve) or (defects and not organisation):
+        raise UsageError("--organisation goes with --serve, --defect with --organisation")
     if serve:
-        return _serve(options, env_file, guest=guest)
+        wanted = _defects(defects) if organisation else None
+        return _serve(options, env_file, wanted, guest=guest)
     if env_file:
         raise UsageError("--env-file goes with --serve")
     from pipeline.gameday.offline import OfflineGameDay
@@ -82,7 +90,23 @@ def gameday(
     return 0 if card.passed else 1
 
 
-def _serve(options: Globals, env_file: Path | None, *, guest: bool) -> int:
+def _defects(names: tuple[str, ...]) -> list[str]:
+    """Names of defects, in order. Raises: UsageError."""
+    try:
+        from pipeline.gameday.aws.organisation import DEFECTS, FOR_PEOPLE
+    except ImportError:
+        return []  # the stand-in is not installed; `serving` says so
+    mended = [n for n in DEFECTS if n not in FOR_PEOPLE]
+    for name in names:
+        if name not in DEFECTS and name != "all":
+            raise UsageError(f"no defect is called {name}", hint=f"all: {', '.join(DEFECTS)}")
+    wanted = set(names) | (set(mended) if "all" in names else set())
+    return [n for n in DEFECTS if n in wanted]
+
+
+def _serve(
+    options: Globals, env_file: Path | None, defects: list[str] | None, *, guest: bool
+) -> int:  # fmt: skip
     from pipeline.gameday.serve import serving
 
     with contextlib.ExitStack() as stack:
@@ -90,7 +114,7 @@ def _serve(options: Globals, env_file: Path | None, *, guest: bool) -> int:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="impound-"))
             env_file = Path(folder) / "env"
         options.say("starting AWS on this machine ...")
-        now, wait = stack.enter_context(serving(env_file, guest=guest, say=options.say))
+        now, wait = stack.enter_context(serving(env_file, defects, guest=guest, say=options.say))
         where = str(env_file.absolute())
         made = {
             "endpoint": now.server.endpoint, "env_file": where, "store": now.seeded.store,

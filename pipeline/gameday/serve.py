@@ -13,7 +13,7 @@ import shlex
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -24,6 +24,7 @@ from pipeline.gameday.disks import ext4_disk, plant, tool, traces, xfs_disk
 from pipeline.gameday.scorecard import StepFailedError
 
 if TYPE_CHECKING:
+    from pipeline.gameday.aws.organisation import Organisation
     from pipeline.gameday.aws.seed import Seeded
     from pipeline.gameday.aws.stand import ServerProcess
     from pipeline.gameday.guest import Guest
@@ -77,7 +78,8 @@ def guest_path(env_file: Path) -> Path:
 
 @contextlib.contextmanager
 def serving(
-    env_file: Path, *, guest: bool = False, say: Callable[[str], None] = lambda _line: None
+    env_file: Path, defects: Sequence[str] | None = None, *, guest: bool = False,
+    say: Callable[[str], None] = lambda _line: None,
 ) -> Iterator[tuple[Zone, Callable[[], None]]]:  # fmt: skip
     """Start the stand-in and write the file; yield (zone, wait). At the end all is gone.
 
@@ -87,7 +89,7 @@ def serving(
     Raises: UsageError if `env_file` is something else; StandInError.
     """
     stop = threading.Event()
-    with _signals(stop), standing(env_file, guest=guest, say=say) as zone:
+    with _signals(stop), standing(env_file, defects=defects, guest=guest, say=say) as zone:
 
         def wait() -> None:
             while not stop.wait(0.2):
@@ -99,7 +101,7 @@ def serving(
 
 @contextlib.contextmanager
 def standing(
-    env_file: Path, seed: int = 1, *, guest: bool = False,
+    env_file: Path, seed: int = 1, defects: Sequence[str] | None = None, *, guest: bool = False,
     say: Callable[[str], None] = lambda _line: None,
 ) -> Iterator[Zone]:  # fmt: skip
     """Start the stand-in, its disks with the traces of `seed`, and write the file.
@@ -107,6 +109,8 @@ def standing(
     Args:
         env_file: the file of variables.
         seed: for the traces.
+        defects: None: what a response needs; else everything that `readiness` looks for is in
+            place, but for what these checks find.
         guest: put the practice machine behind the instance, if it can be made here.
         say: called with what takes a while.
 
@@ -133,6 +137,9 @@ def standing(
             seeded = make(server, HANDLER, images)
         except (StandError, AccountError, StepFailedError) as e:
             raise StandInError(str(e)) from e
+        organisation = None
+        if defects is not None:
+            organisation = _organise(server, seeded, defects)
         variables = {
             "AWS_ENDPOINT_URL": server.endpoint,
             **seeded.responder.environment(),
@@ -143,7 +150,7 @@ def standing(
         if guest:
             zone = _with_guest(zone, guest_path(env_file), stack, say)
         stack.callback(_remove, config_path(env_file))
-        _write(config_path(env_file), _settings(zone))
+        _write(config_path(env_file), _settings(zone, organisation))
         stack.callback(_remove, env_file)
         _write(env_file, [_MARK, *zone.exports()])
         yield zone
@@ -212,7 +219,22 @@ def _with_guest(
                    left_out=(*zone.left_out, differs))  # fmt: skip
 
 
-def _settings(zone: Zone) -> list[str]:
+def _organise(server: ServerProcess, seeded: Seeded, defects: Sequence[str]) -> Organisation:
+    """Put everything in place, then the defects. Raises: StandInError."""
+    from pipeline.gameday.aws.organisation import DEFECTS, organise
+
+    if seeded.estate is None:
+        raise StandInError(
+            "the organisation needs an instance, and its disks could not be made",
+            hint="apt install e2fsprogs",
+        )
+    made = organise(server, seeded)
+    for name in defects:
+        DEFECTS[name](made)
+    return made
+
+
+def _settings(zone: Zone, organisation: Organisation | None) -> list[str]:
     seeded = zone.seeded
     reach = [
         f'isolation_sources = ["{_FORENSICS_NETWORK}"]',
@@ -232,6 +254,7 @@ def _settings(zone: Zone) -> list[str]:
         f'external_id = "{seeded.estate.external_id if seeded.estate else ""}"',
         'source_lock = "governance"',
         "source_lock_days = 1",
+        *(organisation.aws_settings() if organisation else []),
         *reach,
         "[s3]",
         f'kms_key = "{seeded.store_key}"',
@@ -239,6 +262,7 @@ def _settings(zone: Zone) -> list[str]:
         f'entry_key = "{seeded.entry_key}"',
         f'checkpoint_key = "{seeded.checkpoint_key}"',
         f'sealer = "{seeded.sealer}"',
+        *(organisation.settings() if organisation else []),
     ]
 
 

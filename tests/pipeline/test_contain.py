@@ -11,34 +11,23 @@ import time
 
 import pytest
 
-from pipeline.gameday.aws.accounts import AUDIT, MEMBER, REGION
+from pipeline.gameday.aws.accounts import MEMBER
 from pipeline.gameday.aws.faults import Fault
-from pipeline.gameday.aws.seed import seed
+from pipeline.gameday.aws.seed import WEB
 
 
 @pytest.fixture
-def zone(aws_server, tmp_path):
+def images(tmp_path):
+    """One small volume: what is in it is not of interest here."""
     image = tmp_path / "root.img"
     image.write_bytes(bytes(4096))
-    return seed(aws_server, "pipeline.sealer:handler", [image])
+    return [image]
 
 
 @pytest.fixture
-def cloud(home, impound, aws_server, zone, monkeypatch):
-    settings = home / "impound.toml"
-    settings.write_text(
-        f'[aws]\naudit_account = "{AUDIT}"\nexternal_id = "{zone.estate.external_id}"\n'
-        'isolation_sources = ["10.9.0.0/24"]\n'
-    )
-    for name, value in {
-        **zone.responder.environment(), "AWS_ENDPOINT_URL": aws_server.endpoint,
-        "AWS_CONFIG_FILE": str(home / "none"), "AWS_SHARED_CREDENTIALS_FILE": str(home / "none"),
-        "AWS_EC2_METADATA_DISABLED": "true", "IMPOUND_CONFIG": str(settings),
-        "AWS_DEFAULT_REGION": REGION,
-    }.items():  # fmt: skip
-        monkeypatch.setenv(name, value)
-    assert impound("case", "open", "T-1", "--contact", "soc@a.org").code == 0
-    return impound
+def cloud(cloud, settings):
+    settings('isolation_sources = ["10.9.0.0/24"]\n')
+    return cloud
 
 
 @pytest.fixture
@@ -105,6 +94,29 @@ def test_a_case_that_is_not_there(cloud, command, target, tmp_path):
 def test_a_peer_that_is_no_address(cloud, target):
     done = cloud("isolate", target, "--case", "T-1", "--peer", "evil.example.org")
     assert done.code == 2
+
+
+@pytest.mark.parametrize("key", ["ASIAIOSFODNN7EXAMPLE", "root", "AKIA"])
+def test_a_key_that_is_no_users(cloud, target, key):
+    done = cloud("isolate", target, "--case", "T-1", "--user-key", key)
+    assert done.code == 2
+    assert "AKIA" in done.err
+
+
+def test_role_wide_waits_for_an_approval_and_names_whom_it_breaks(cloud, target, aws_server):
+    other = aws_server.client("ec2", MEMBER).run_instances(
+        ImageId="ami-gameday", InstanceType="m6i.large", MinCount=1, MaxCount=1,
+        IamInstanceProfile={"Name": WEB},
+    )["Instances"][0]["InstanceId"]  # fmt: skip
+    planned = cloud("--json", "isolate", target, "--case", "T-1", "--role-wide", "--dry-run")
+    assert planned.json["breaks"] == [other]
+    done = cloud("isolate", target, "--case", "T-1", "--role-wide")
+    assert done.code == 4
+    assert other in done.out
+    assert "impound-isolation" in groups(aws_server)
+    done = cloud("--yes", "isolate", target, "--case", "T-1", "--role-wide")
+    assert done.code == 3
+    assert f"BREAKS: {other}" in done.out
 
 
 def test_waits_for_an_approval(cloud, target, aws_server):

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -17,6 +15,7 @@ from pipeline.gameday.aws.accounts import MEMBER, REGION
 from pipeline.gameday.aws.faults import Fault
 from pipeline.remains import lock_of
 from tests.evidence_store.kit import pattern
+from tests.pipeline import landing_zone
 
 GIB = 1 << 30
 MAKING = {
@@ -93,11 +92,6 @@ def stored(cloud):
     return {i["manifest"]["content"]["sha256"] for i in items if i["kind"] == "disk"}
 
 
-@functools.cache
-def digest(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def made_since(aws_server, calls):
     return {s.operation for s in aws_server.calls()[calls:]}
 
@@ -118,7 +112,7 @@ def test_only_a_volume_is_left(rescue, cloud, ec2, ends_with, images, volumes, z
     done = rescue()
     assert done.code == 3, done.err
     assert [v["volume"] for v in done.json["lost"]] == [volumes[0]]
-    assert stored(cloud) == {digest(images[1])}
+    assert stored(cloud) == {landing_zone.sha256(images[1])}
     [taken] = done.json["taken"]
     assert (taken["from"], taken["proved"]) == (volumes[1], True)
     [tags] = [v["Tags"] for v in ec2.describe_volumes(VolumeIds=[volumes[1]])["Volumes"]]
@@ -138,7 +132,7 @@ def test_a_response_to_what_has_ended_takes_what_is_left(
     assert done.code == 3, done.err
     [line] = [x for x in done.json["steps"] if x["step"] == "remains"]
     assert any("is lost" in gap for gap in line["gaps"])
-    assert stored(cloud) == {digest(images[1])}
+    assert stored(cloud) == {landing_zone.sha256(images[1])}
     assert {x["state"] for x in done.json["steps"] if x["step"] == "isolate"} == {"gap"}
 
 
@@ -150,7 +144,7 @@ def test_a_volume_that_only_the_moment_of_its_launch_names(
     ends_with("/dev/sda1")
     done = rescue("--no-copy")
     assert done.code == 3, done.err
-    assert stored(cloud) == {digest(images[1])}
+    assert stored(cloud) == {landing_zone.sha256(images[1])}
     assert any(volumes[1] in g and "launch" in g for g in done.json["gaps"])
 
 
@@ -159,7 +153,7 @@ def test_only_an_old_snapshot_is_left(rescue, cloud, ends_with, images, volumes,
     ends_with(*BOTH)
     done = rescue()
     assert done.code == 3, done.err
-    assert stored(cloud) == {digest(images[0])}
+    assert stored(cloud) == {landing_zone.sha256(images[0])}
     [taken] = done.json["taken"]
     assert (taken["from"], taken["volume"], taken["proved"]) == (
         zone.estate.snapshot, volumes[0], True
@@ -190,7 +184,7 @@ def test_only_an_image_is_left(rescue, cloud, ec2, ends_with, images, zone, inst
     ends_with(*BOTH)
     done = rescue("--no-copy")
     assert done.code == 0, done.out + done.err
-    assert stored(cloud) == {digest(i) for i in images}
+    assert stored(cloud) == {landing_zone.sha256(i) for i in images}
     assert {p["images"] for p in done.json["left"]} == {image}
     assert any(image in note.read_text() for note in Path("evidence").rglob("*.note"))
 
@@ -199,6 +193,62 @@ def test_what_may_be_anothers_is_locked_so_that_its_owner_can_take_it_back():
     wanted = Lock("compliance", 3)
     assert lock_of(Piece("snapshot", "snap-1"), wanted) == wanted
     assert lock_of(Piece("snapshot", "snap-2", doubt="by its name"), wanted).mode == "governance"
+
+
+@pytest.fixture
+def backed_up(aws_server, zone):
+    """Recovery points of all volumes, or of the instance."""
+
+    def make(*resources):
+        client = aws_server.client("backup", MEMBER)
+        return [
+            client.start_backup_job(
+                BackupVaultName="daily", ResourceArn=r, IamRoleArn=f"arn:aws:iam::{MEMBER}:role/b"
+            )["RecoveryPointArn"] for r in resources or zone.estate.variables()["VOLUMES"].split()
+        ]  # fmt: skip
+
+    return make
+
+
+def test_recovery_points_are_held_and_taken_as_snapshots(
+    rescue, ends_with, backed_up, aws_server, zone, volumes
+):
+    aws_server.behave(config_recorder=1)
+    points = backed_up()
+    ends_with("/dev/sda1", "/dev/sdf")
+    for _ in range(2):
+        done = rescue("--no-copy")
+        assert {p["id"] for p in done.json["left"] if p["kind"] == "recovery-point"} == set(points)
+        assert {k["id"] for k in done.json["kept"] if k["action"] == "hold"} == set(points)
+        assert {t["snapshot"] for t in done.json["taken"]} == {
+            p.rpartition("/")[2] for p in points
+        }  # fmt: skip
+        vaults = aws_server.client("backup", MEMBER)
+        [listed] = vaults.list_legal_holds()["LegalHolds"]
+        hold = vaults.get_legal_hold(LegalHoldId=listed["LegalHoldId"])
+        assert (hold["Status"], zone.estate.instance in hold["Title"]) == ("ACTIVE", True)
+        assert len(hold["RecoveryPointSelection"]["ResourceIdentifiers"]) == len(volumes)
+
+
+def test_a_recovery_point_of_the_instance(rescue, ends_with, backed_up, zone, volumes):
+    [point] = backed_up(zone.estate.variables()["INSTANCE"])
+    ends_with("/dev/sda1", "/dev/sdf")
+    done = rescue("--no-copy")
+    assert [k["id"] for k in done.json["kept"] if k["action"] == "hold"] == [point]
+    assert len(done.json["taken"]) == len(volumes)
+
+
+@pytest.mark.parametrize("operation", ["CreateLegalHold", "ListRecoveryPointsByResource"])
+def test_without_a_right_in_aws_backup(rescue, ends_with, backed_up, aws_server, operation):
+    aws_server.behave(config_recorder=1)
+    backed_up()
+    ends_with("/dev/sda1", "/dev/sdf")
+    aws_server.faults.add(Fault("error", service="backup", operation=operation, account=MEMBER,
+                                code="AccessDeniedException", times=None))  # fmt: skip
+    done = rescue("--no-copy")
+    assert done.code == 3
+    assert len(done.json["taken"]) == 2
+    assert [g for g in done.json["gaps"] if "recovery points" in g]
 
 
 def test_everything_is_gone(rescue, cloud, ec2, ends_with, zone, aws_server, instance):
@@ -234,7 +284,7 @@ def test_a_snapshot_in_the_recycle_bin(rescue, cloud, ec2, ends_with, images, zo
     ends_with(*BOTH)
     done = rescue()
     assert done.code == 3, done.err
-    assert stored(cloud) == {digest(images[0])}
+    assert stored(cloud) == {landing_zone.sha256(images[0])}
     assert {"action": "restore", "id": zone.estate.snapshot} in done.json["kept"]
     assert locked(aws_server) == {zone.estate.snapshot}
     assert any(e["call"] == "DeleteSnapshot" for e in done.json["ended"])
@@ -247,7 +297,7 @@ def test_a_volume_in_the_recycle_bin_is_worth_more_than_its_snapshot(
     ends_with(*BOTH)
     done = rescue("--no-copy")
     assert done.code == 0, done.out + done.err
-    assert stored(cloud) == {digest(i) for i in images}
+    assert stored(cloud) == {landing_zone.sha256(i) for i in images}
     assert {t["from"] for t in done.json["taken"]} == set(volumes)
 
 
@@ -264,7 +314,7 @@ def test_an_image_and_its_snapshots_in_the_recycle_bin(
     ends_with(*BOTH)
     done = rescue("--no-copy")
     assert done.code == 0, done.out + done.err
-    assert stored(cloud) == {digest(i) for i in images}
+    assert stored(cloud) == {landing_zone.sha256(i) for i in images}
     kept = [k["id"] for k in done.json["kept"] if k["action"] == "restore"]
     assert kept[-1] == image
     assert len(kept) == 3
@@ -277,7 +327,7 @@ def test_a_restored_snapshot_is_seen_late(rescue, cloud, ec2, ends_with, images,
     aws_server.behave(recycle_snapshots_days=7, config_recorder=1, visibility=6)
     done = rescue("--no-copy")
     assert done.code == 3, done.err
-    assert stored(cloud) == {digest(images[0])}
+    assert stored(cloud) == {landing_zone.sha256(images[0])}
 
 
 @pytest.mark.chaos
@@ -292,7 +342,7 @@ def test_a_lost_answer(rescue, cloud, ec2, ends_with, images, zone, aws_server, 
     done = rescue("--no-copy")
     assert done.code == 0, done.out + done.err
     assert [h.operation for h in aws_server.faults.hits()] == [operation]
-    assert stored(cloud) == {digest(i) for i in images}
+    assert stored(cloud) == {landing_zone.sha256(i) for i in images}
     made = ec2.describe_snapshots(
         OwnerIds=["self"], Filters=[{"Name": "volume-id", "Values": [volumes[1]]}]
     )["Snapshots"]
@@ -307,7 +357,7 @@ def test_cloudtrail_denied_is_a_gap_and_the_others_go_on(
     deny(aws_server, "LookupEvents", "cloudtrail")
     done = rescue("--no-copy")
     assert done.code == 3
-    assert stored(cloud) == {digest(i) for i in images}
+    assert stored(cloud) == {landing_zone.sha256(i) for i in images}
     assert [s["place"] for s in done.json["searched"] if s["denied"]] == [
         "CloudTrail event history (LookupEvents)"
     ]
@@ -351,7 +401,7 @@ def test_a_run_that_was_cut_off_after_the_restore_is_finished(
     aws_server.faults.clear()
     done = rescue("--no-copy")
     assert done.code == 3, done.err
-    assert stored(cloud) == {digest(images[0])}
+    assert stored(cloud) == {landing_zone.sha256(images[0])}
 
 
 def test_a_forged_nonce_on_a_foreign_snapshot_is_not_taken(
@@ -373,7 +423,7 @@ def test_a_forged_nonce_on_a_foreign_snapshot_is_not_taken(
     ])["SnapshotId"]  # fmt: skip
     done = rescue("--no-copy")
     assert done.json["taken"][0]["snapshot"] != forged
-    assert stored(cloud) == {digest(images[1])}
+    assert stored(cloud) == {landing_zone.sha256(images[1])}
 
 
 def test_a_volume_that_goes_while_it_is_taken_gives_way_to_its_snapshot(
@@ -389,7 +439,7 @@ def test_a_volume_that_goes_while_it_is_taken_gives_way_to_its_snapshot(
     done = rescue("--no-copy")
     assert done.code == 3, done.err
     assert [t["from"] for t in done.json["taken"]] == [zone.estate.snapshot]
-    assert stored(cloud) == {digest(images[0])}
+    assert stored(cloud) == {landing_zone.sha256(images[0])}
     assert any(volumes[0] in g and "does not exist" in g for g in done.json["gaps"])
 
 
@@ -406,7 +456,7 @@ def test_what_was_frozen_before_the_end_is_taken_first(
     done = rescue("--no-copy")
     assert done.code == 0, done.out + done.err
     assert done.json["state"] == ""
-    assert stored(cloud) == {digest(i) for i in images}
+    assert stored(cloud) == {landing_zone.sha256(i) for i in images}
 
 
 def test_an_instance_that_ec2_does_not_know_any_more(
@@ -420,7 +470,7 @@ def test_an_instance_that_ec2_does_not_know_any_more(
     assert done.json["state"] == ""
     assert done.json["ended"][0]["call"] == "TerminateInstances"
     assert {t["from"] for t in done.json["taken"]} == set(volumes)
-    assert stored(cloud) == {digest(i) for i in images}
+    assert stored(cloud) == {landing_zone.sha256(i) for i in images}
 
 
 def test_events_that_are_not_seen_yet(rescue, cloud, ends_with, images, aws_server):
@@ -430,7 +480,7 @@ def test_events_that_are_not_seen_yet(rescue, cloud, ends_with, images, aws_serv
     done = rescue("--no-copy")
     assert done.code == 0, done.out + done.err
     assert done.json["ended"] == []
-    assert stored(cloud) == {digest(i) for i in images}
+    assert stored(cloud) == {landing_zone.sha256(i) for i in images}
 
 
 def test_a_running_instance_is_not_searched_for(rescue):
@@ -445,7 +495,7 @@ def test_a_deleted_volume(cloud, ec2, zone, volumes, images, ends_with, instance
     target = zone.estate.variables()["VOLUMES"].split()[0]
     done = cloud("--json", "acquire", "remains", target, "--case", "T-1", "--no-copy")
     assert done.code == 0, done.out + done.err
-    assert stored(cloud) == {digest(images[0])}
+    assert stored(cloud) == {landing_zone.sha256(images[0])}
     assert done.json["ended"][-1]["call"] == "DeleteVolume"
 
 

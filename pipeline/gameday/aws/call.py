@@ -216,13 +216,16 @@ def install() -> None:
         raise MotoVersionError(f"moto {moto.__version__} is installed, {MOTO_VERSION} is needed")
     # Those that are not named again register themselves.
     from pipeline.gameday.aws import (  # noqa: F401
+        backup,
         direct,
         ended,
         events,
         functions,
+        identities,
         images,
         instances,
         kms,
+        landing,
         listing,
         network,
         recycle,
@@ -236,6 +239,7 @@ def install() -> None:
 
     for extension in (
         events, listing, volumes, snapshots, instances, recycle, images, ended, trail, network,
+        backup,
     ):  # fmt: skip
         extension.install()
     for name in ("urls", "url_paths"):
@@ -277,7 +281,8 @@ def _around(handler: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _serve(call: Call, handler: Callable[..., Any]) -> Answer:
-    calls.append(Seen(call.service, call.operation, call.account, call.resources))
+    role = call.caller.role or ""
+    calls.append(Seen(call.service, call.operation, call.account, call.resources, role))
     found = faults.take(call.service, call.operation, call.account, call.resources)
     for fault in (f for f in found if f.kind == "delay"):
         time.sleep(fault.seconds)
