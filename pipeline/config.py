@@ -156,6 +156,10 @@ class SshSettings(BaseModel):
     source: str = Field(
         default="", description="address that hosts see us come from (default: our route to them)"
     )
+    proxy: str = Field(
+        default="", pattern=r"^(|([A-Za-z0-9.-]{1,253}|\[[0-9a-f:.]+\]):[0-9]{1,5})$",
+        description="HTTP proxy (host:port, CONNECT) that reaches hosts in our place",
+    )  # fmt: skip
     jump: str = Field(
         default="", pattern=r"^(|[^@\s]+@[^@\s]+)$", description="jump host, user@host[:port]"
     )
