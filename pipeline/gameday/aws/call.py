@@ -215,6 +215,7 @@ def install() -> None:
         functions,
         images,
         instances,
+        keystacks,
         kms,
         listing,
         recycle,
@@ -228,6 +229,7 @@ def install() -> None:
 
     for extension in (
         events, listing, volumes, snapshots, instances, recycle, images, ended, trail,
+        keystacks,
     ):  # fmt: skip
         extension.install()
     for name in ("urls", "url_paths"):
