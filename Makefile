@@ -40,8 +40,8 @@ $(VENV)/.oracle: $(VENV)/.python $(ORACLE)/package-lock.json
 	cp $(ORACLE)/package.json $(ORACLE)/package-lock.json $(VENV)/oracle/
 	if command -v npm >/dev/null; then
 	  npm ci --prefix $(VENV)/oracle --ignore-scripts --no-audit --no-fund --silent
+	  touch $@
 	fi
-	touch $@
 
 # checkov pins its own parsers, so it lives apart.
 $(VENV)-checkov/.done: tests/infra/checkov.txt
