@@ -43,8 +43,8 @@ BEHIND = {
     "s3:PutObject": ("kms:Decrypt", "kms:GenerateDataKey"),
     "s3:GetObject": ("kms:Decrypt",),
 }  # fmt: skip
-# Anchors have no tags and no hold, and take their lock from the bucket.
-SEALER = "impound-sealer"
+# Anchors have no tags, no hold, and the bucket's lock; of logs no version is named.
+SEALER, EXECUTION = "impound-sealer", "impound-ExecutionRole"
 
 
 def needed(service: str, operation: str, role: str = "") -> set[str]:
@@ -56,6 +56,8 @@ def needed(service: str, operation: str, role: str = "") -> set[str]:
     call = f"{service}:{operation}"
     if role == SEALER and call == "s3:PutObject":
         return {"s3:PutObject"}
+    if role == EXECUTION and call == "s3:GetObject":
+        return {"s3:GetObject", "kms:Decrypt"}
     behind = BEHIND["s3:GetObject"] if call == "s3:HeadObject" else BEHIND.get(call, ())
     return {*NAMES.get(call, (call,)), *behind}
 

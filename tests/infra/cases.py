@@ -219,6 +219,26 @@ def execution() -> Iterator[Case]:
     yield from may(EXECUTION, "iam:PassRole", web, {"iam:PassedToService": "ec2.amazonaws.com"})
     yield from may_not(EXECUTION, "iam:PassRole", web,
                        {"iam:PassedToService": "lambda.amazonaws.com"})  # fmt: skip
+    user = f"arn:aws:iam::{MEMBER}:user/build"
+    yield from may(EXECUTION, "iam:GetUserPolicy iam:PutUserPolicy iam:DeleteUserPolicy"
+                   " iam:ListAccessKeys iam:UpdateAccessKey iam:GetAccessKeyLastUsed",
+                   user)  # fmt: skip
+    yield from may_not(EXECUTION, "iam:CreateAccessKey iam:AttachUserPolicy", user)
+    yield from may(EXECUTION, "iam:ListInstanceProfilesForRole", web)
+    yield from may(EXECUTION, "ec2:DescribeFlowLogs sts:GetAccessKeyInfo", "*")
+    yield from may(EXECUTION, "logs:FilterLogEvents",
+                   f"arn:aws:logs:{REGION}:{MEMBER}:log-group:flow")  # fmt: skip
+    flows = f"arn:aws:s3:::flows/AWSLogs/{MEMBER}/vpcflowlogs/x.gz"
+    ours, theirs = {"aws:ResourceAccount": MEMBER}, {"aws:ResourceAccount": OTHER}
+    yield from may(EXECUTION, "s3:GetObject", flows, ours)
+    yield from may_not(EXECUTION, "s3:GetObject s3:PutObject", flows, theirs)
+    yield from may_not(EXECUTION, "s3:GetObject", "arn:aws:s3:::flows/customers.csv", ours)
+    yield from may(EXECUTION, "s3:ListBucket", "arn:aws:s3:::flows", ours)
+    yield from may_not(EXECUTION, "s3:ListBucket", "arn:aws:s3:::flows", theirs)
+    yield from may(EXECUTION, "kms:Decrypt", VOLUME_KEY,
+                   {"kms:ViaService": f"s3.{REGION}.amazonaws.com"})  # fmt: skip
+    yield from may(EXECUTION, "ec2-instance-connect:SendSSHPublicKey", ec2(MEMBER, "instance"))
+    # OpenTunnel is in the same statement; the judge cannot tell its two kinds of resources apart.
     for name in ("impound-ExecutionRole", "aws-controltower-AdministratorExecutionRole",
                  "AWSControlTowerExecution", "acme-saml-securityresponse",
                  "aws-reserved/sso.amazonaws.com/AWSReservedSSO_Admin_0123"):  # fmt: skip

@@ -21,7 +21,12 @@ from tests.infra.kit import ROOT, Document
 
 _ALL: dict[str, Any] = {"Version": "2012-10-17",
         "Statement": [{"Effect": "Allow", "Action": "*", "Resource": "*"}]}  # fmt: skip
-_BUCKETS = {"evidence": AUDIT, "accesslogbucket": AUDIT, "anchorbucket": LOG_ARCHIVE}
+_BUCKETS = {
+    "evidence": AUDIT,
+    "accesslogbucket": AUDIT,
+    "anchorbucket": LOG_ARCHIVE,
+    "flows": MEMBER,
+}
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,8 @@ BESIDE = {
 }
 # Not the spelling of botocore's methods.
 SPELLED = {
+    "ec2-instance-connect:SendSSHPublicKey": "send_ssh_public_key",
+    "ec2-instance-connect:OpenTunnel": "openTunnel",
     "s3:ListObjectsV2": "list_objects_v2", "lambda:Invoke": "invoke",
     "sts:AssumeRole": "AssumeRoleCredentialFetcher", "ebs:GetSnapshotBlock": "read_block",
     "ebs:ListSnapshotBlocks": "list_blocks", "ebs:ListChangedBlocks": "changedblocks",
@@ -67,7 +69,7 @@ def source_words():
                 elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
                     words.add(node.name)
                 elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                    words |= set(re.findall(r"[a-z_]\w+", node.value))
+                    words |= set(re.findall(r"[A-Za-z_]\w+", node.value))
     return words
 
 
