@@ -42,7 +42,7 @@ def aws_server_process():
 
 
 @pytest.fixture
-def aws_server(aws_server_process):
+def aws_server(aws_server_process, request):
     """The AWS stand-in as a process, empty; what roles of ours call must stand in calls.json."""
     from tests.infra.calls import unlisted
 

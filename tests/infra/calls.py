@@ -29,6 +29,7 @@ NAMES = {
     "lambda:Invoke": ("lambda:InvokeFunction",),
     "sts:GetCallerIdentity": (),  # needs none
 }  # fmt: skip
+PREFIX = {"ec2instanceconnect": "ec2-instance-connect"}
 # What AWS asks for behind a call: tags given with it, a key, a role passed on.
 BEHIND = {
     "ec2:CreateSnapshots": ("ec2:CreateTags",),
@@ -81,9 +82,13 @@ def granted() -> dict[str, frozenset[str]]:
     return {role: frozenset(actions) for role, actions in found.items()}
 
 
+def _call(seen: Seen) -> str:
+    return f"{PREFIX.get(seen.service, seen.service)}:{seen.operation}"
+
+
 def unlisted(calls: Iterable[Seen]) -> list[str]:
     """Return what roles of the templates called that stands not in `CALLS`."""
-    made = {(c.role.rpartition("/")[2], f"{c.service}:{c.operation}") for c in calls}
+    made = {(c.role.rpartition("/")[2], _call(c)) for c in calls}
     return sorted(f"{n}: {c}" for n, c in made if n in CALLS and c not in CALLS[n])
 
 
@@ -93,6 +98,6 @@ def refused(calls: Iterable[Seen]) -> list[str]:
     for seen in calls:
         name = seen.role.rpartition("/")[2]
         if seen.role in granted():
-            missing = needed(seen.service, seen.operation, name) - granted()[seen.role]
+            missing = needed(*_call(seen).split(":"), name) - granted()[seen.role]
             wrong |= {f"{name}: {seen.service}:{seen.operation} needs {m}" for m in missing}
     return sorted(wrong)

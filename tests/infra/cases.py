@@ -225,7 +225,13 @@ def execution() -> Iterator[Case]:
                    user)  # fmt: skip
     yield from may_not(EXECUTION, "iam:CreateAccessKey iam:AttachUserPolicy", user)
     yield from may(EXECUTION, "iam:ListInstanceProfilesForRole", web)
-    yield from may(EXECUTION, "ec2:DescribeFlowLogs sts:GetAccessKeyInfo", "*")
+    yield from may(EXECUTION, "ec2:DescribeFlowLogs ec2:DescribeInstanceConnectEndpoints"
+                   " sts:GetAccessKeyInfo backup:ListLegalHolds", "*")  # fmt: skip
+    yield from may(EXECUTION, "backup:CreateLegalHold", "*")
+    yield from may(EXECUTION, "backup:GetLegalHold",
+                   f"arn:aws:backup:{REGION}:{MEMBER}:legal-hold:0123")  # fmt: skip
+    yield from may_not(EXECUTION, "backup:CancelLegalHold",
+                       f"arn:aws:backup:{REGION}:{MEMBER}:legal-hold:0123")  # fmt: skip
     yield from may(EXECUTION, "logs:FilterLogEvents",
                    f"arn:aws:logs:{REGION}:{MEMBER}:log-group:flow")  # fmt: skip
     flows = f"arn:aws:s3:::flows/AWSLogs/{MEMBER}/vpcflowlogs/x.gz"
