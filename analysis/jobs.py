@@ -69,6 +69,10 @@ JOBS: Mapping[str, Job] = {
         Job("files", "analysis.files", ("disk",), ("files",)),
         Job("symbols", "analysis.symbols.job", ("memory",), ("kernels", "symbols"),
             limits=Limits(address_space=3 << 30)),
+        Job("memory", "analysis.memory.worker", ("memory",),
+            ("processes", "process_views", "sockets", "modules", "memory", "matches", "timeline",
+             "findings"),
+            needs="symbols", program="analysis.memory"),
     )
 }  # fmt: skip
 
@@ -180,8 +184,8 @@ def run_job(
     options, given = options or {}, given or {}
     needed = None
     if job.needs:
-        needed = run_job(case, JOBS[job.needs], item_id, again=again, progress=progress,
-                         check=check, temporary=temporary)  # fmt: skip
+        needed = run_job(case, JOBS[job.needs], item_id, progress=progress, check=check,
+                         temporary=temporary)  # fmt: skip
     tool = case.store.require_scribe().tool
     how = [*options.values(), *_digests(given)]
     source = _Result(job, manifest, f"{tool.version} ({(tool.sha256 or '-')[:12]})", how)

@@ -10,7 +10,7 @@ from typing import Any
 
 from analysis.errors import SymbolsError
 from analysis.ram import Ram
-from analysis.symbols.btf import Btf
+from analysis.symbols.btf import VOID, Btf
 from analysis.symbols.kernel import (
     Kernel,
     Names,
@@ -119,7 +119,7 @@ def build(
     symbols: dict[str, Any] = {}
     for name, (_, address) in names.symbols.items():
         shifted = address - offset if first <= address <= last else address
-        symbols[name] = {"address": shifted}
+        symbols[name] = {"address": shifted, "type": VOID}
     for name, text in GLOBALS.items():
         if name in symbols and (kind := _type(text, types)):
             symbols[name]["type"] = kind

@@ -59,6 +59,11 @@ def _seen(image: Any) -> str:
     return f". The image says: {said}" if said else ". The image has no banner of a Linux kernel"
 
 
+def _page_table(kernel: Kernel) -> int | None:
+    top = kernel.symbol("swapper_pg_dir")
+    return None if top is None else kernel.physical(top)
+
+
 def _row(
     request: dict[str, Any], ram: Ram, kernel: Kernel, isf: dict[str, Any], sha256: str
 ) -> dict[str, Any]:
@@ -68,7 +73,9 @@ def _row(
         "release": kernel.release, "machine": "x86-64",
         "banner": banner.rstrip(b"\n\0").decode("ascii", "backslashreplace"),
         "build_id": kernel.build_id, "offset": ram.offset_of(kernel.address),
-        "address": kernel.address, "kernel_offset": kernel.offset, "levels": kernel.levels,
+        "address": kernel.address, "kernel_offset": kernel.offset, 
+        "page_table": _page_table(kernel),
+        "levels": kernel.levels,
         "source": "image", "symbols": len(isf["symbols"]), "types": len(isf["user_types"]),
         "sha256": sha256, "tool": "impound", "tool_version": request["version"],
     }  # fmt: skip

@@ -22,9 +22,13 @@ from pipeline.errors import UsageError
 @click.option("--item", "items", metavar="ITEM", multiple=True, help="Only these (default: all).")
 @click.option("--jobs", "names", metavar="NAME[,NAME]", default="",
               help=f"Only these: {', '.join(JOBS)} (default: all that fit).")  # fmt: skip
+@click.option("--profile", type=click.Choice(["quick", "full"]), default="quick",
+              help="Of memory: what is asked first, or all plugins.")  # fmt: skip
 @click.option("--again", is_flag=True, help="Also where the same job was done before.")
 @pass_globals
-def analyse(options: Globals, case_id: str, items: tuple[str, ...], names: str, again: bool) -> int:
+def analyse(
+    options: Globals, case_id: str, items: tuple[str, ...], names: str, profile: str, again: bool
+) -> int:
     """Run analysis jobs over the items of a case, each in a limited process of its own.
 
     Exit 3: done, and something was not seen (it stands in the table `coverage`).
@@ -35,10 +39,15 @@ def analyse(options: Globals, case_id: str, items: tuple[str, ...], names: str, 
     results: list[JobResult] = []
     for job, item_id in work:
         with options.progress(f"{job.name} {item_id}") as progress:
-            results.append(run_job(case, job, item_id, again=again, progress=progress))
-        if not options.as_json:
-            for line in _lines(results[-1]):
-                options.result({}, [line])
+            how = {"profile": profile} if job.name == "memory" and profile != "quick" else {}
+            done = run_job(case, job, item_id, again=again, options=how, progress=progress)
+        for result in (done.needed, done):
+            # What a job needed was done just before, if its own turn came.
+            if result and all(result.result_item != known.result_item for known in results):
+                results.append(result)
+                if not options.as_json:
+                    for line in _lines(result):
+                        options.result({}, [line])
     checkpoint = options.seal(case)
     document = {
         "message_type": "analysis", "case": case_id, "receipt": receipt(checkpoint),
