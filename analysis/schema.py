@@ -163,7 +163,7 @@ KERNELS = pa.schema(
             "page_table", pa.int64(), "physical address of the kernel's top page table", null=True
         ),
         _field("levels", pa.int32(), "of page tables, 4 or 5"),
-        _field("source", pa.string(), "what the symbols were made from: image, side-cars"),
+        _field("source", pa.string(), "what the symbols were made from: image, side-cars, given"),
         _field("symbols", pa.int64(), "how many"),
         _field("types", pa.int64(), "structs and unions"),
         _field("sha256", pa.string(), "of the symbol table (JSON, not compressed)"),

@@ -6,6 +6,7 @@ Nothing is searched for: where the kernel lies was read from VMCOREINFO when its
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,10 @@ from volatility3.framework.symbols.linux import network
 from analysis.ram import Ram
 
 MODULE = "kernel"
+_COMMON_TYPES = (
+    "task_struct", "mm_struct", "vm_area_struct", "file", "dentry", "inode", "super_block", "mount",
+    "module", "socket", "sock", "inet_sock", "net", "net_device", "cred", "pid_namespace", "kset",
+)  # fmt: skip
 
 
 class RamLayer(interfaces.layers.DataLayerInterface):  # type: ignore[misc]
@@ -121,6 +126,10 @@ def load(ram: Ram, isf: Path, facts: Mapping[str, Any]) -> Any:
     )
     # Classes that single plugins set are set too late once another one has read the types.
     network.NetSymbols.apply(context.symbol_space["kernel_symbols"])
+    # Resolved here once; else each fork resolves them again.
+    for name in _COMMON_TYPES:
+        with contextlib.suppress(exceptions.SymbolError):
+            context.symbol_space.get_type(f"kernel_symbols!{name}")
     return context
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import click
@@ -15,6 +16,7 @@ from evidence_store.store import Case
 from pipeline.cli.base import Command, Globals, pass_globals, receipt
 from pipeline.cli.case import checked
 from pipeline.errors import UsageError
+from pipeline.symbols import files, library
 
 
 @click.command(cls=Command)
@@ -24,11 +26,15 @@ from pipeline.errors import UsageError
               help=f"Only these: {', '.join(JOBS)} (default: all that fit).")  # fmt: skip
 @click.option("--profile", type=click.Choice(["quick", "full"]), default="quick",
               help="Of memory: what is asked first, or all plugins.")  # fmt: skip
+@click.option("--symbols", "tables", metavar="PATH", default=None,
+              type=click.Path(exists=True, path_type=Path),
+              help="ISF, or folder (of ISF, or btf and kallsyms), where none can be made.")  # fmt: skip
 @click.option("--again", is_flag=True, help="Also where the same job was done before.")
 @pass_globals
 def analyse(
-    options: Globals, case_id: str, items: tuple[str, ...], names: str, profile: str, again: bool
-) -> int:
+    options: Globals, case_id: str, items: tuple[str, ...], names: str, profile: str,
+    tables: Path | None, again: bool,
+) -> int:  # fmt: skip
     """Run analysis jobs over the items of a case, each in a limited process of its own.
 
     Exit 3: done, and something was not seen (it stands in the table `coverage`).
@@ -37,10 +43,17 @@ def analyse(
     case = options.open_store(writing=True).case(checked(case_id))
     work = _work(case, items, chosen)
     results: list[JobResult] = []
+    given = {"symbols": files(tables)} if tables else {}
     for job, item_id in work:
         with options.progress(f"{job.name} {item_id}") as progress:
             how = {"profile": profile} if job.name == "memory" and profile != "quick" else {}
-            done = run_job(case, job, item_id, again=again, options=how, progress=progress)
+            done = run_job(case, job, item_id, again=again, options=how, given=given,
+                           progress=progress)  # fmt: skip
+            symbols = done if job.name == "symbols" else done.needed
+            if symbols and symbols.result == "failed" and not given and any(library().glob("*")):
+                brought = {"symbols": files(library())}
+                done = run_job(case, job, item_id, again=again, options=how, given=brought,
+                               progress=progress)  # fmt: skip
         for result in (done.needed, done):
             # What a job needed was done just before, if its own turn came.
             if result and all(result.result_item != known.result_item for known in results):
