@@ -228,5 +228,21 @@ def spoofed(rows: Iterable[Row]) -> list[Claim]:
     return claims
 
 
+def matched(rows: Iterable[Row]) -> list[Claim]:
+    """Return one claim for each rule and process (or none) whose memory it matched."""
+    by: dict[tuple[Any, Any], list[Row]] = {}
+    for row in rows:
+        by.setdefault((row.get("Rule"), row.get("PID")), []).append(row)
+    return [
+        Claim("rule.matched", "medium",
+              f"rule {rule} matches memory of "
+              + (f"process {pid} {found[0].get('Process')}" if pid is not None else "no process"),
+              f"{len(found)} matches. Memory of no process is that of the kernel, of files it "
+              "caches, or freed; a scanner that ran there carries rules in its own memory.",
+              "see the rule", pid, None, found)
+        for (rule, pid), found in by.items()
+    ]  # fmt: skip
+
+
 def _short(row: Row) -> Row:
     return {k: v[:200] if isinstance(v, str) else v for k, v in row.items()}

@@ -23,11 +23,13 @@ import pyarrow.parquet as pq
 from analysis import crossview
 from analysis.crossview import Claim
 from analysis.errors import AnalysisError
+from analysis.memory import rules
 from analysis.memory.kernel import MODULE, load, plugins
 from analysis.memory.profiles import GATE, NEED_ARGUMENTS, PROFILES, Plugin
 from analysis.memory.run import UNUSABLE, VERSION, Result, SharedChannel, run_all
 from analysis.output import ParquetSink
 from analysis.ram import Ram, open_ram
+from analysis.rules import compile_rules
 from analysis.schema import TABLES
 from evidence_store.child import Channel
 
@@ -110,9 +112,27 @@ def _analyse(ram: Ram, facts: dict[str, Any], sink: ParquetSink, request: dict[s
         made.take(result)
         sink.progress(len(made.taken), total)
 
-    run_all(context, known, list(PROFILES[profile]), Path("rows"), done)
+    wanted = [*PROFILES[profile], *_rules(ram, known, sink, request["given"])]
+    run_all(context, known, wanted, Path("rows"), done)
     made.finish()
     _left_out(sink, profile, missing)
+
+
+def _rules(ram: Ram, known: dict[str, Any], sink: ParquetSink, given: list[str]) -> list[Plugin]:
+    """Compile the rules that were given; return the plugin that applies them, if there are any."""
+    if not given:
+        return []
+    try:
+        compiled, ignored = compile_rules({name: Path(name).read_bytes() for name in given})
+    except AnalysisError as e:
+        _gap(sink, "rules", str(e))
+        return []
+    for why in ignored:
+        _gap(sink, "rules", f"ignored: {why}")
+    _gap(sink, "rules", "rules are judged on 16 MiB of physical memory at a time; what lies "
+         "scattered over pages is not seen together", level="limit")  # fmt: skip
+    known[rules.NAME] = type("Rules", (rules.Rules,), {"ram": ram, "compiled": compiled})
+    return [Plugin(rules.NAME, 3600)]
 
 
 def _left_out(sink: ParquetSink, profile: str, missing: list[str]) -> None:
@@ -211,6 +231,7 @@ class Made:
         ):  # fmt: skip
             yield from crossview.hooks(name, self._rows(f"{malware}.{plugin}"), self.image)
         yield from crossview.injected(self._rows(f"{malware}.malfind.Malfind"))
+        yield from crossview.matched(self._rows(rules.NAME))
         yield from crossview.spoofed(self._rows(f"{malware}.process_spoofing.ProcessSpoofing"))
 
     def _processes(self, views: dict[str, list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
@@ -338,6 +359,16 @@ def _socket(row: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _match(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "rule": row["Rule"], "namespace": row["Namespace"], "pattern": row["Pattern"],
+        "physical": row["Physical"], "offset": row["Offset"], "length": row["Length"],
+        "pid": row["PID"], "comm": row["Process"], "virtual": _signed(row["Virtual"]),
+        "data": row["Data"],
+    }  # fmt: skip
+
+
 _TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], dict[str, Any] | None]]] = {
     "linux.sockstat.Sockstat": ("sockets", _socket),
+    rules.NAME: ("matches", _match),
 }
