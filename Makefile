@@ -13,7 +13,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 # What `make test` leaves to `make test-full`.
 SLOW := s3server or postgres or guest or chroot or browser or chaos
 
-.PHONY: gameday test check test-full deps fmt bench faults hostile lock dist clean help
+.PHONY: ami ami-input gameday test check test-full deps fmt bench faults hostile lock lock-ami dist clean help
 
 help:  ## Show the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -47,6 +47,15 @@ check: $(VENV)/.dev  ## Lint, format, types, dependency direction.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	if command -v packer > /dev/null; then
+	  packer validate ami/packer.pkr.hcl
+	  packer fmt -check ami/packer.pkr.hcl ; packer fmt -check ami/plugins.pkr.hcl
+	elif [ "$${CI:-}" = true ]; then
+	  echo "packer is not installed (make deps)" >&2
+	  exit 1
+	else
+	  echo "packer is not installed: ami/ is not checked (make deps)"
+	fi
 
 fmt: $(VENV)/.dev  ## Format and fix what can be fixed.
 	$(BIN)/ruff check --fix .
@@ -69,9 +78,24 @@ deps:  ## Debian packages for the slow tests and benchmarks (root).
 	  python3-venv e2fsprogs xfsprogs ntfs-3g dosfstools mtools \
 	  exfatprogs exfat-fuse fdisk strace openssl dash zstd \
 	  chromium poppler-utils sleuthkit ewf-tools dc3dd shellcheck \
-	  qemu-utils libnbd-bin postgresql
+	  qemu-utils libnbd-bin postgresql debootstrap packer nftables \
+	  openssh-server openssh-client lz4 qemu-system-x86 gcc libc6-dev
 
-lock: $(VENV)/.python  ## Renew constraints.txt.
+ami-input: $(VENV)/.dev  ## What the forensics image is provisioned with, by SHA-256 (AMI_INPUT=options of ami/prepare.py).
+	$(BIN)/python ami/prepare.py $(AMI_INPUT)
+
+ami: ami-input  ## Build the forensics image (Packer from 1.9, AWS credentials, AMI_OPTIONS=-var …).
+	rm -rf build/ami
+	mkdir -p build/ami
+	sed -e '/imdsv2.hcl is put here/{r ami/imdsv2.hcl' -e 'd}' ami/packer.pkr.hcl > build/ami/packer.pkr.hcl
+	cp ami/plugins.pkr.hcl build/ami/
+	packer init build/ami
+	packer build $(AMI_OPTIONS) build/ami
+
+lock-ami: $(VENV)/.dev  ## Renew ami/requirements.txt; as root ami/debian.lock.
+	$(BIN)/python ami/lock.py
+
+lock: $(VENV)/.python  ## Renew constraints.txt; then make lock-ami.
 	rm -rf $(VENV)-lock
 	$(PYTHON) -m venv $(VENV)-lock
 	$(VENV)-lock/bin/python -m pip install --quiet --editable '.[dev,gameday]'

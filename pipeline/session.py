@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import getpass
-import hashlib
 import json
 import os
 import platform
@@ -13,7 +12,6 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -27,7 +25,7 @@ from evidence_store.model import Actor, Clock, Tool, clean
 from evidence_store.s3 import Protection, S3Backend
 from evidence_store.sign import LocalSigner, PublicKey, Signer
 from evidence_store.store import Case, Store
-from pipeline import __version__
+from pipeline import __version__, tools
 from pipeline.config import Settings, cache_home, config_home, state_home
 from pipeline.errors import ConfigError, UsageError
 
@@ -41,19 +39,22 @@ _S3_URI = re.compile(
     r"(/(?P<prefix>[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*))?/?"
 )
 KEY_NAMES = ("entry", "checkpoint")
-_PACKAGES = ("acquisition", "analysis", "evidence_store", "pipeline")
 
 
-def tool_identity() -> Tool:
-    """Return this program's name, version, and the digest of its installed files."""
-    digest = hashlib.sha256()
-    for package in _PACKAGES:
-        root = Path(str(resources.files(package)))
-        for path in sorted(root.rglob("*")):
-            if path.is_file() and path.suffix != ".pyc":
-                body = hashlib.sha256(path.read_bytes()).hexdigest()
-                digest.update(f"{body}  {package}/{path.relative_to(root).as_posix()}\n".encode())
-    return Tool(name="impound", version=__version__, sha256=digest.hexdigest())
+def tool_identity(manifest: Path = tools.MANIFEST) -> Tool:
+    """Return this program's name, version and digest.
+
+    On a workstation that is the digest of its tool manifest, which names impound and all tools
+    beside it, if what is installed is what it says; elsewhere that of the installed files.
+    """
+    digest = tools.installed_digest()
+    try:
+        found = tools.read(manifest)
+    except ConfigError:  # nothing is claimed by it; self-check says so
+        found = None
+    if found and found.manifest.impound.sha256 == digest:
+        digest = found.sha256
+    return Tool(name="impound", version=__version__, sha256=digest)
 
 
 @dataclass

@@ -65,6 +65,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "query": ("pipeline.cli.query", "Ask SQL of what the jobs found."),
     "report": ("pipeline.cli.report", "Write the case's report as one HTML page."),
     "gameday": ("pipeline.cli.gameday", "Rehearse the whole job on evidence made for it."),
+    "self-check": ("pipeline.cli.self_check", "Check this installation."),
     "config": ("pipeline.cli.config", "Show the settings and where they come from."),
     "completion": ("pipeline.cli.completion", "Print a shell completion script."),
 }
@@ -205,7 +206,7 @@ class Lazy(click.Group):
         name = ALIASES.get(name, name)
         if name not in COMMANDS:
             return None
-        attribute = f"{name}_" if keyword.iskeyword(name) else name
+        attribute = f"{name}_" if keyword.iskeyword(name) else name.replace("-", "_")
         command: click.Command = getattr(importlib.import_module(COMMANDS[name][0]), attribute)
         return command
 

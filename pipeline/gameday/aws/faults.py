@@ -133,12 +133,13 @@ class Hit:
 
 @dataclass(frozen=True)
 class Seen:
-    """One call that was made."""
+    """One call that was made. `role`: ARN of the role that its caller has, or ""."""
 
     service: str
     operation: str
     account: str
     resources: tuple[str, ...]
+    role: str = ""
 
 
 class Faults:
