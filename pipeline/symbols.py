@@ -18,6 +18,7 @@ from pipeline.config import data_home
 
 _MAX_FILES = 64
 _MAX_BYTES = 1 << 30
+_AS_CAPTURED = {"btf.vmlinux": "btf"}  # as acquire live names it
 _SUFFIXES = (".json", ".json.gz", ".json.xz", ".isf")
 
 
@@ -37,7 +38,8 @@ def files(path: Path) -> dict[str, bytes]:
     single = [path] if path.is_file() else []
     found = single or sorted(
         one for one in path.glob("*")
-        if one.is_file() and (one.name in SIDE_CARS or one.name.endswith(_SUFFIXES))
+        if one.is_file()
+        and (one.name in (*SIDE_CARS, *_AS_CAPTURED) or one.name.endswith(_SUFFIXES))
     )  # fmt: skip
     if not found:
         raise AnalysisError(f"no symbol table in {path}", hint="files *.json, *.json.gz, *.json.xz")
@@ -52,8 +54,8 @@ def files(path: Path) -> dict[str, bytes]:
 
 
 def _name(number: int, name: str) -> str:
-    if name in SIDE_CARS:
-        return name
+    if name in (*SIDE_CARS, *_AS_CAPTURED):
+        return _AS_CAPTURED.get(name, name)
     return f"{number:04d}-{re.sub('[^A-Za-z0-9._-]', '_', name)[-80:]}"
 
 

@@ -52,10 +52,11 @@ def test_imported_table_is_used_where_none_can_be_made(world, table):
     assert source(world) == [("given",)]
 
 
-def test_side_cars_are_used_where_none_can_be_made(world, tmp_path):
+@pytest.mark.parametrize("btf", ["btf", "btf.vmlinux"])
+def test_side_cars_are_used_where_none_can_be_made(world, tmp_path, btf):
     memory = Memory(note=OLD)
     (tmp_path / "cars").mkdir()
-    (tmp_path / "cars/btf").write_bytes(memory.types)
+    (tmp_path / "cars" / btf).write_bytes(memory.types)
     lines = (f"{a + memory.kaslr if a >= TEXT else a:016x} {k} {n}\n" for k, n, a in memory.symbols)
     (tmp_path / "cars/kallsyms").write_text("".join(lines))
     given = {"symbols": files(tmp_path / "cars")}
