@@ -324,6 +324,11 @@ def config_home() -> Path:
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "impound"
 
 
+def data_home() -> Path:
+    """`$XDG_DATA_HOME/impound`: what was brought from elsewhere, such as symbol tables."""
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "impound"
+
+
 def state_home() -> Path:
     """`$XDG_STATE_HOME/impound`."""
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "impound"
