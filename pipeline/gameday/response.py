@@ -35,6 +35,7 @@ _EXPECTED: Mapping[str, str] = {
     "isolate": "not probed",
     "analyse": "listed in the table coverage",
 }
+_ON_THE_MACHINE = ("memory", "live")
 _FILES = "SELECT item, path, sha256, allocated, name FROM files"
 
 
@@ -127,6 +128,9 @@ class ResponseGameDay:
         gaps = [gap for line in lines for gap in line["gaps"]]
         if gaps and all(_NOT_HERE in gap for gap in gaps):
             self.card.not_rehearsed.append(f"{name}: not there yet")
+            return
+        if name in _ON_THE_MACHINE:
+            self.card.not_rehearsed.append(f"{name}: no machine stands behind the instance")
             return
         bad = [gap for gap in gaps if name not in _EXPECTED or _EXPECTED[name] not in gap]
         bad += [f"{x['unit']} {x['state']}" for x in lines if x["state"] not in ("ok", "gap")]
