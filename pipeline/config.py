@@ -129,6 +129,48 @@ class AwsSettings(BaseModel):
     )
 
 
+class SshSettings(BaseModel):
+    """How hosts under investigation are reached and logged in to."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    user: str = Field(
+        default="ec2-user", pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}$",
+        description="account on the hosts",
+    )  # fmt: skip
+    port: int = Field(default=22, ge=1, le=65535, description="port of sshd")
+    instance_connect: bool = Field(
+        default=True, description="first push a key of the run by EC2 Instance Connect"
+    )
+    ca_key: str = Field(
+        default="", description="private key whose certificate golden images trust (file)"
+    )
+    ca_certificate: str = Field(default="", description="its certificate (file)")
+    key: str = Field(default="", description="the operator's private key, tried last (file)")
+    host_keys: str = Field(
+        default="", description="file of host keys that must be met, one a line (inventory)"
+    )
+    strict_host_keys: bool = Field(
+        default=False, description="refuse a host whose key nobody vouched for"
+    )
+    source: str = Field(
+        default="", description="address that hosts see us come from (default: our route to them)"
+    )
+    jump: str = Field(
+        default="", pattern=r"^(|[^@\s]+@[^@\s]+)$", description="jump host, user@host[:port]"
+    )
+    endpoint: str = Field(
+        default="", pattern=r"^(|auto|eice-[0-9a-f]{8,17})$",
+        description="EC2 Instance Connect Endpoint to go through, or auto: that of the VPC",
+    )  # fmt: skip
+    at: dict[Annotated[str, Field(pattern=r"^i-[0-9a-f]{8,17}$")], str] = Field(
+        default={}, description="host:port where single instances answer, if not at their address"
+    )
+    patience_s: int = Field(
+        default=120, ge=0, le=86400, description="seconds that a lost host is tried again"
+    )
+
+
 class ReadinessSettings(BaseModel):
     """What `impound readiness` looks at, and what `--fix` sets."""
 
@@ -233,6 +275,7 @@ class Settings(BaseModel):
     s3: S3Settings = Field(S3Settings(), description="stores in S3")
     signing: SigningSettings = Field(SigningSettings(), description="keys in KMS")
     aws: AwsSettings = Field(AwsSettings(), description="the landing zone")
+    ssh: SshSettings = Field(SshSettings(), description="hosts under investigation")
     engine: EngineSettings = Field(EngineSettings(), description="responses")
     readiness: ReadinessSettings = Field(ReadinessSettings(), description="checks before incidents")
     accounts: dict[Annotated[str, Field(pattern=r"^[0-9]{12}$")], AccountSettings] = Field(
