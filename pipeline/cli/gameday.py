@@ -28,6 +28,7 @@ SCENARIOS = ("all", "offline", "response")
               help="Run a practice landing zone on this machine until interrupted.")  # fmt: skip
 @click.option("--env-file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="With --serve: variables for a shell, there when all is ready.")  # fmt: skip
+@click.option("--guest", is_flag=True, help="Put a machine (QEMU) behind the instance.")
 @click.option("--organisation", is_flag=True,
               help="With --serve: all that `readiness` looks for is in place.")  # fmt: skip
 @click.option("--defect", "defects", multiple=True, metavar="CHECK|all",
@@ -36,7 +37,7 @@ SCENARIOS = ("all", "offline", "response")
 @pass_globals
 def gameday(
     options: Globals, scenario: str, seed: int, output: Path | None, serve: bool,
-    env_file: Path | None, organisation: bool, defects: tuple[str, ...],
+    env_file: Path | None, guest: bool, organisation: bool, defects: tuple[str, ...],
 ) -> int:  # fmt: skip
     """Rehearse the whole job on evidence made for it; end with a scorecard.
 
@@ -45,6 +46,10 @@ def gameday(
 
     Uses keys and a store of its own; nothing of yours is touched. Exit 0 when every step that can
     be rehearsed here passed.
+
+    With --guest: a practice machine, made of Debian packages in a minute and cached, stands behind
+    the instance; what the instance's groups do not let through does not reach it. Where it cannot
+    be made, that is said, and the rest is rehearsed.
 
     With --serve: AWS stood in for by a process on 127.0.0.1, three accounts with keys, an evidence
     bucket, a sealer, and an instance with two encrypted volumes. Ends with SIGINT or SIGTERM, exit
@@ -55,7 +60,8 @@ def gameday(
     if (organisation and not serve) or (defects and not organisation):
         raise UsageError("--organisation goes with --serve, --defect with --organisation")
     if serve:
-        return _serve(options, env_file, _defects(defects) if organisation else None)
+        wanted = _defects(defects) if organisation else None
+        return _serve(options, env_file, wanted, guest=guest)
     if env_file:
         raise UsageError("--env-file goes with --serve")
     from pipeline.gameday.offline import OfflineGameDay
@@ -76,7 +82,7 @@ def gameday(
     if scenario != "response":
         OfflineGameDay(folder / "offline", options.session, seed, progress, card).run()
     if scenario != "offline":
-        ResponseGameDay(folder / "response", seed, card, options.say).run()
+        ResponseGameDay(folder / "response", seed, card, options.say, guest=guest).run()
     else:
         card.not_rehearsed.append("AWS (impound gameday response)")
     path = write_scorecard(card)
@@ -98,7 +104,9 @@ def _defects(names: tuple[str, ...]) -> list[str]:
     return [n for n in DEFECTS if n in wanted]
 
 
-def _serve(options: Globals, env_file: Path | None, defects: list[str] | None) -> int:
+def _serve(
+    options: Globals, env_file: Path | None, defects: list[str] | None, *, guest: bool
+) -> int:  # fmt: skip
     from pipeline.gameday.serve import serving
 
     with contextlib.ExitStack() as stack:
@@ -106,7 +114,7 @@ def _serve(options: Globals, env_file: Path | None, defects: list[str] | None) -
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="impound-"))
             env_file = Path(folder) / "env"
         options.say("starting AWS on this machine ...")
-        now, wait = stack.enter_context(serving(env_file, defects))
+        now, wait = stack.enter_context(serving(env_file, defects, guest=guest, say=options.say))
         where = str(env_file.absolute())
         made = {
             "endpoint": now.server.endpoint, "env_file": where, "store": now.seeded.store,
@@ -119,6 +127,9 @@ def _serve(options: Globals, env_file: Path | None, defects: list[str] | None) -
                 "instance": estate.instance, "volumes": " ".join(estate.volumes),
                 "snapshot": estate.snapshot, "images": " ".join(estate.images),
             }  # fmt: skip
+        if now.guest:
+            made |= {"guest": f"{now.variables['GUEST_USER']}@{now.variables['GUEST_ADDRESS']}",
+                     "guest_proxy": now.variables["GUEST_PROXY"]}  # fmt: skip
         options.result(
             {"message_type": "serving", **made, "not_rehearsed": list(now.left_out)},
             [

@@ -224,6 +224,7 @@ def install() -> None:
         identities,
         images,
         instances,
+        keystacks,
         kms,
         landing,
         listing,
@@ -239,7 +240,7 @@ def install() -> None:
 
     for extension in (
         events, listing, volumes, snapshots, instances, recycle, images, ended, trail, network,
-        backup,
+        backup, keystacks,
     ):  # fmt: skip
         extension.install()
     for name in ("urls", "url_paths"):

@@ -11,8 +11,8 @@ a flow stalls, and goes on if it may again.
 SendSSHPublicKey puts a key where the machine's sshd asks for keys, for 60 s. An Instance Connect
 Endpoint is made by CreateInstanceConnectEndpoint; its tunnels come from its own address.
 
-Left out: UDP and ICMP, routes, the endpoint's own groups; a tunnel's signature is not computed,
-only who signed and when.
+Left out: UDP and ICMP, routes, the endpoint's own groups; of a tunnel's signature is checked who
+signed and when, not the signature itself.
 
 Source: EC2 Instance Connect API Reference (SendSSHPublicKey); EC2 API Reference
 (CreateInstanceConnectEndpoint); EC2 User Guide, "Connect using EC2 Instance Connect Endpoint"; RFC
@@ -534,7 +534,7 @@ def a_key_for_a_minute(call: Call) -> Answer | None:
     zone = given.get("AvailabilityZone")
     if not _USER.fullmatch(user) or not _KEY.fullmatch(key):
         return call.error(400, "InvalidArgsException", "user or key is not valid")
-    if zone and zone != found.placement:
+    if zone and zone != found._placement.zone:
         return call.error(400, "EC2InstanceNotFoundException", f"Instance not found in {zone}")
     machine = network.machine(name)
     if machine is None or machine.keys is None:
