@@ -330,3 +330,26 @@ def test_the_sealer_reads_evidence(aws_in_process, seeded):
     )
     sealer = aws_in_process.client("s3", LOG_ARCHIVE, SEALER)
     assert sealer.get_object(Bucket=EVIDENCE_BUCKET, Key="k")["Body"].read() == b"1"
+
+
+@pytest.mark.parametrize("more", [
+    ("--organisation",), ("--serve", "--defect", "contact"),
+    ("--serve", "--organisation", "--defect", "nothing"),
+])  # fmt: skip
+def test_defects_that_make_no_sense(impound, more):
+    assert impound("gameday", *more).code == 2
+
+
+def test_an_organisation_with_a_defect(env_file):
+    """The very settings that `readiness` needs are in the file."""
+    from pipeline.config import load
+    from pipeline.gameday.aws.accounts import MEMBER
+    from pipeline.gameday.serve import standing
+
+    with standing(env_file, defects=["guardduty"]) as zone:
+        settings = load(zone.variables["IMPOUND_CONFIG"]).settings
+        assert settings.readiness.subnets
+        assert settings.aws.isolation_sources
+        client = zone.server.client("guardduty", MEMBER)
+        [detector] = client.list_detectors()["DetectorIds"]
+        assert client.get_detector(DetectorId=detector)["Status"] == "DISABLED"
