@@ -222,12 +222,13 @@ def install() -> None:
         scaling,
         sessions,
         snapshots,
+        stacks,
         trail,
         volumes,
     )
 
     for extension in (
-        events, listing, volumes, snapshots, instances, recycle, images, ended, trail,
+        events, listing, volumes, snapshots, instances, recycle, images, ended, trail, stacks,
     ):  # fmt: skip
         extension.install()
     for name in ("urls", "url_paths"):
