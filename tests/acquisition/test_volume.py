@@ -120,8 +120,8 @@ def dirty(image, kind, tmp_path):
             descriptor = os.open(point / "evidence", os.O_RDONLY)
             os.fsync(descriptor)
             os.close(descriptor)
-            # The device as it is now, mounted: what a snapshot of a running machine holds.
-            run("dd", f"if={device}", f"of={image}", "bs=1M", "conv=sparse", "iflag=direct")
+            # What reached the disk until now: what a snapshot of a running machine holds.
+            run("cp", "--sparse=always", live, image)
         finally:
             run("umount", point)
             point.rmdir()
