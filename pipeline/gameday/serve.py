@@ -166,6 +166,8 @@ def _settings(seeded: Seeded) -> list[str]:
         f'entry_key = "{seeded.entry_key}"',
         f'checkpoint_key = "{seeded.checkpoint_key}"',
         f'sealer = "{seeded.sealer}"',
+        "[workstation]",
+        *(f'{name} = "{value}"' for name, value in seeded.workstation.items()),
     ]
 
 

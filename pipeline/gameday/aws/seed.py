@@ -8,8 +8,8 @@ shows here first.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ CUSTODIAN_ROLE = "impound-custodian"
 ANCHOR_YEARS = 10
 EXTERNAL_ID = "impound-gameday"
 WEB = "web-server"
+WORKSTATION = "impound-workstation"
+IMAGE = "ami-0123456789abcdef0"
 _DEVICES = ("/dev/sda1", "/dev/sdf", "/dev/sdg", "/dev/sdh")
 _GIB = 1 << 30
 
@@ -83,7 +85,10 @@ def _arn(kind: str, name: str) -> str:
 
 @dataclass(frozen=True)
 class Seeded:
-    """What was made. Keys and the function by ARN; `estate` if there were images for it."""
+    """What was made. Keys and the function by ARN; `estate` if there were images for it.
+
+    `workstation`: settings of that table, name -> value.
+    """
 
     bucket: str
     anchor: str
@@ -93,6 +98,7 @@ class Seeded:
     sealer: str
     responder: Credentials
     estate: Estate | None = None
+    workstation: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def store(self) -> str:
@@ -148,8 +154,29 @@ def seed(stand: Stand, handler: str, images: Sequence[Path] = ()) -> Seeded:
     _roles(stand)
     return Seeded(
         EVIDENCE_BUCKET, ANCHOR_BUCKET, store_key, entry_key, checkpoint_key, sealer, responder,
-        estate(stand, images) if images else None,
+        estate(stand, images) if images else None, _workstation(stand, store_key),
     )  # fmt: skip
+
+
+def _workstation(stand: Stand, volume_key: str) -> dict[str, str]:
+    """What `audit.yaml` and the account have for workstations."""
+    ec2, iam, ssm = (stand.client(name, AUDIT) for name in ("ec2", "iam", "ssm"))
+    subnet = ec2.describe_subnets(
+        Filters=[{"Name": "availability-zone", "Values": [f"{REGION}b"]}]
+    )["Subnets"][0]
+    group = ec2.create_security_group(
+        GroupName="endpoints", Description="endpoints", VpcId=subnet["VpcId"]
+    )["GroupId"]
+    prefixes = ec2.create_managed_prefix_list(
+        PrefixListName="s3", MaxEntries=1, AddressFamily="IPv4"
+    )["PrefixList"]["PrefixListId"]
+    iam.create_instance_profile(InstanceProfileName=WORKSTATION)
+    for name, value in (("ami", IMAGE), ("settings", "# settings")):
+        ssm.put_parameter(Name=f"/impound/{name}", Value=value, Type="String")
+    return {
+        "vpc": subnet["VpcId"], "subnet": subnet["SubnetId"], "endpoint_group": group,
+        "s3_prefix_list": prefixes, "volume_key": volume_key,
+    }  # fmt: skip
 
 
 def _roles(stand: Stand) -> None:
