@@ -21,11 +21,14 @@ import re
 import stat
 import struct
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import JsonValue
+
 from acquisition.errors import AcquisitionError, SourceNotFoundError, UnsupportedSourceError
+from acquisition.source import BlockDevice
 from evidence_store.model import clean
 
 _BLKROSET, _BLKROGET = 0x125D, 0x125E
@@ -98,6 +101,52 @@ class Machine:
             if part.name.startswith(device.name) and (part / "partition").is_file():
                 numbers[int((part / "partition").read_text())] = self.dev / part.name
         return [numbers[n] for n in sorted(numbers)]
+
+
+class AttachedSnapshot(BlockDevice):
+    """A volume made of a snapshot, as an `ImageSource`: read whole from its read-only device.
+
+    It stands for the snapshot that the volume's snapshot is a copy of; that both hold the same is
+    for the caller to prove, by reading the copy another way.
+    """
+
+    method = (
+        "pread(2) of the block device of an EBS volume made from the snapshot's copy; the device "
+        "read-only in the kernel"
+    )
+
+    def __init__(
+        self, device: Path, snapshot: str, *, text: str, size: int,
+        facts: Mapping[str, JsonValue], via: Mapping[str, JsonValue],
+    ) -> None:  # fmt: skip
+        """Open it.
+
+        Args:
+            device: read-only already.
+            snapshot: id of the source snapshot.
+            text: what people call it.
+            size: bytes that the device must have.
+            facts: what EC2 tells of the source snapshot.
+            via: volume, copy and instance that it is read through.
+
+        Raises: NotReadOnlyError; UnsupportedSourceError if the size is another; AcquisitionError.
+        """
+        if not is_read_only(device):
+            raise NotReadOnlyError(f"{device} is not read-only: not read")
+        super().__init__(device, text)
+        if self.size != size:
+            self.close()
+            raise UnsupportedSourceError(
+                f"{device} has {self.size} bytes, the snapshot {size}: not the same volume"
+            )
+        # The device's own facts tell of the way; the source is the snapshot.
+        kept = ("path", "serial", "model", "read_only", "logical_block_size", "mounted")
+        way = {name: self.facts[name] for name in kept if name in self.facts}
+        self.facts = {
+            "type": "EBS snapshot", **facts, "snapshot": snapshot, "size": size,
+            "via": {**via, **way},
+        }  # fmt: skip
+        self.identity = {"snapshot": snapshot, "size": size, "via": "volume"}
 
 
 def make_read_only(devices: Sequence[Path]) -> None:

@@ -9,7 +9,8 @@ volume is: on the workstation itself, by the same command.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,7 @@ from pydantic import JsonValue
 from acquisition import volume
 from acquisition.errors import AcquisitionError, UnsupportedSourceError
 from acquisition.target import parse_target
-from acquisition.volume import Machine
+from acquisition.volume import AttachedSnapshot, Machine
 from acquisition.workstation import (
     Attached,
     NotAsAskedError,
@@ -335,6 +336,34 @@ class Bench:
             return
         made.mounts.append({"device": str(part), "at": str(point), "options": list(options)})
         steps.note(self.case, "mount", begun.target, at=str(point), options=list(options))
+
+    @contextmanager
+    def opened(
+        self, copy: str, source: str, text: str, facts: Mapping[str, JsonValue]
+    ) -> Iterator[AttachedSnapshot]:
+        """Give the device of a volume of an Audit copy, to be read as `source`; then take it away.
+
+        Only on the case's workstation itself. After a failure the volume stays attached: the same
+        command again goes on with it.
+
+        Raises: AcquisitionError.
+        """
+        station = self.station()
+        if self.machine.instance_id() != station.instance:
+            raise AcquisitionError(
+                f"this machine is not the workstation {station.instance}, to which it is attached",
+                hint="run it there; without --via volume no workstation is needed",
+            )
+        made = self.attach(copy, mounting=False)
+        held = made.attached
+        via: dict[str, JsonValue] = {
+            "volume": held.volume, "copy": copy, "instance": held.instance, "zone": station.zone,
+        }  # fmt: skip
+        with AttachedSnapshot(
+            Path(made.device), source, text=text, size=held.size, facts=facts, via=via
+        ) as image:
+            yield image
+        self.release(held)
 
     # -- taking away -----------------------------------------------------------------------------
 

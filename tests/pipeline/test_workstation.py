@@ -14,37 +14,9 @@ import pytest
 from acquisition.volume import Machine
 from pipeline.config import Settings
 from pipeline.errors import ConfigError
-from pipeline.gameday.aws.accounts import AUDIT, REGION
+from pipeline.gameday.aws.accounts import REGION
 from pipeline.workstation import parameters
 from tests.conftest import missing, need_tool
-
-
-@pytest.fixture
-def bench(cloud, zone, settings, monkeypatch):
-    """The command line with all that a workstation needs; the store is a directory."""
-    lines = [f'{name} = "{value}"' for name, value in zone.workstation.items()]
-    settings("[s3]\n" + f'kms_key = "{zone.store_key}"\n[workstation]\n' + "\n".join(lines) + "\n")
-    monkeypatch.setattr("acquisition.workstation.PAUSE_S", 0.01)
-    # Where evidence lies is of no matter to EC2; a local store is quicker.
-    monkeypatch.setattr("pipeline.session.Session.in_aws", False)
-    plain = parameters
-    monkeypatch.setattr(
-        "pipeline.workstation.parameters",
-        lambda settings, _uri, *more: plain(settings, "s3://evidence", *more),
-    )
-    return cloud
-
-
-@pytest.fixture
-def launched(bench):
-    made = bench("--json", "workstation", "launch", "--case", "T-1", "--target", "10.0.0.5")
-    assert made.code == 0, made.err
-    return made.json
-
-
-@pytest.fixture
-def ec2(aws_server):
-    return aws_server.client("ec2", AUDIT)
 
 
 def snapshot(ec2):
@@ -158,8 +130,10 @@ def as_workstation(tmp_path, instance, volume, image):
         missing(f"no loop device: {done.stderr.strip()}")
     device = Path(done.stdout.strip())
     sysfs = tmp_path / "sys"
-    for path, text in (("devices/virtual/dmi/id/board_asset_tag", instance),
-                       (f"block/{device.name}/device/serial", volume.replace("-", ""))):  # fmt: skip
+    for path, text in {
+        "devices/virtual/dmi/id/board_asset_tag": instance,
+        f"block/{device.name}/device/serial": volume.replace("-", ""),
+    }.items():
         (sysfs / path).parent.mkdir(parents=True, exist_ok=True)
         (sysfs / path).write_text(f"{text}\n")
     try:
