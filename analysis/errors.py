@@ -14,3 +14,7 @@ class AnalysisError(Error):
 
 class UnsupportedImageError(AnalysisError):
     """The image holds no volume or file system that this installation can read."""
+
+
+class SymbolsError(AnalysisError):
+    """A kernel's symbols cannot be had from what is there; the message says what is missing."""

@@ -8,12 +8,13 @@ rows at all from an item is a finding, not a success.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -32,7 +33,7 @@ from evidence_store.transfer import Member
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_PART = re.compile(r"([a-z_]{1,40})/[0-9]{8}\.parquet")
+_PART = re.compile(r"([a-z_]{1,40})/[0-9]{8}\.(parquet|json\.gz)")
 _MAX_COVERAGE = 100_000
 COVERAGE_PART = "coverage/00000000.parquet"
 _CHUNK = 1 << 20
@@ -47,16 +48,28 @@ class Job:
         module: whose `main(channel)` runs in the child.
         kinds: kinds of items it reads.
         tables: tables it makes, beside `coverage`.
+        needs: a job on the same item whose result this one reads; it is done first. What it did
+            not see stands in its own coverage: without a result this one still runs.
+        program: what `python -I -m` starts, if not the child itself.
+        limits: of the child.
     """
 
     name: str
     module: str
     kinds: tuple[str, ...]
     tables: tuple[str, ...]
+    needs: str = ""
+    program: str = "evidence_store.child"
+    limits: Limits = field(default_factory=Limits)
 
 
 JOBS: Mapping[str, Job] = {
-    job.name: job for job in (Job("files", "analysis.files", ("disk",), ("files",)),)
+    job.name: job
+    for job in (
+        Job("files", "analysis.files", ("disk",), ("files",)),
+        Job("symbols", "analysis.symbols.job", ("memory",), ("kernels", "symbols"),
+            limits=Limits(address_space=3 << 30)),
+    )
 }  # fmt: skip
 
 
@@ -71,6 +84,7 @@ class JobResult:
         coverage: rows of the `coverage` table (of a job done before: only as many as it had gaps).
         outcome: how the child ended; None if the same job had been done before.
         existing: whether it had been done before, and nothing was done now.
+        needed: the job that was done first, because this one reads its result.
     """
 
     job: str
@@ -80,6 +94,7 @@ class JobResult:
     coverage: list[dict[str, Any]]
     outcome: Outcome | None
     existing: bool = False
+    needed: JobResult | None = None
 
     @property
     def result(self) -> Literal["ok", "partial", "failed"]:
@@ -132,6 +147,8 @@ def run_job(
     *,
     limits: Limits | None = None,
     again: bool = False,
+    options: Mapping[str, str] | None = None,
+    given: Mapping[str, bytes] | None = None,
     progress: Callable[[int, int | None], None] = lambda _done, _total: None,
     check: Callable[[], None] = lambda: None,
     temporary: Path | None = None,
@@ -144,6 +161,8 @@ def run_job(
         item_id: a complete item of a kind that the job reads.
         limits: of the child.
         again: do it even if the same job by the same tool was done on this item.
+        options: how to do it; with others it is another job.
+        given: files for the child's folder, by name, such as rules; with others it is another job.
         progress: called with (bytes done, bytes in all or None).
         check: called every second while the child runs; what it raises ends the child.
         temporary: where the child works; the system's temporary directory if None.
@@ -158,20 +177,42 @@ def run_job(
             f"{manifest.kind} ({manifest.layout})",
             hint=f"impound item list {case.case_id} shows the kinds",
         )
+    options, given = options or {}, given or {}
+    needed = None
+    if job.needs:
+        needed = run_job(case, JOBS[job.needs], item_id, again=again, progress=progress,
+                         check=check, temporary=temporary)  # fmt: skip
     tool = case.store.require_scribe().tool
-    source = _Result(job, manifest, f"{tool.version} ({(tool.sha256 or '-')[:12]})")
+    how = [*options.values(), *_digests(given)]
+    source = _Result(job, manifest, f"{tool.version} ({(tool.sha256 or '-')[:12]})", how)
     if not again and (done := _done_before(case, source)):
-        return done
+        return replace(done, needed=needed)
+    parents = [item_id]
+    if needed and needed.result != "failed":
+        parents.append(needed.result_item)
     with tempfile.TemporaryDirectory(prefix="impound-", dir=temporary) as name:
         folder, own = Path(name, "child"), Path(name, "parent")
         folder.mkdir()
+        for file, content in given.items():
+            (folder / file).write_bytes(content)
         made = _Made(job.tables)
         child = Child(
             module=job.module,
-            request={"item": item_id, "item_digest": manifest.image_root},
-            items={item_id: (manifest.size, manifest.segment_size, case.objects(item_id))},
+            program=job.program,
+            request={
+                "item": item_id,
+                "item_digest": manifest.image_root,
+                "version": tool.version,
+                "needed": parents[1:],
+                "options": dict(options),
+                "given": sorted(given),
+            },
+            items={
+                item_id: (manifest.size, manifest.segment_size, case.objects(item_id)),
+                **{name: (0, 0, case.objects(name)) for name in parents[1:]},
+            },
             folder=folder,
-            limits=limits or Limits(),
+            limits=limits or job.limits,
             on_message=lambda message: made.take(message, progress),
             check=check,
         )
@@ -182,11 +223,16 @@ def run_job(
         ]  # fmt: skip
         _write_coverage(own / COVERAGE_PART, coverage, manifest, job.name, tool.version)
         source.fill(folder / "out", own, made, coverage)
-        ingested = case.ingest("result", source, parents=[item_id], again=again, read_back=False)
+        ingested = case.ingest("result", source, parents=parents, again=again, read_back=False)
         result = JobResult(job.name, item_id, ingested.item_id,
-                           {**made.rows, "coverage": len(coverage)}, coverage, outcome)  # fmt: skip
+                           {**made.rows, "coverage": len(coverage)}, coverage, outcome,
+                           needed=needed)  # fmt: skip
         _record(case, result, ingested)
     return result
+
+
+def _digests(given: Mapping[str, bytes]) -> list[str]:
+    return [f"{name} {hashlib.sha256(data).hexdigest()[:12]}" for name, data in given.items()]
 
 
 def _done_before(case: Case, source: _Result) -> JobResult | None:
@@ -329,10 +375,11 @@ class _Result:
 
     method = "tables written by a limited child process, one object a part"
 
-    def __init__(self, job: Job, manifest: Manifest, tool: str) -> None:
+    def __init__(self, job: Job, manifest: Manifest, tool: str, how: list[str]) -> None:
         self.job = job
         self.manifest = manifest
-        self.text = f"{job.name} of {manifest.item} by impound {tool}".strip()
+        with_ = f" with {', '.join(how)}" if how else ""
+        self.text = f"{job.name} of {manifest.item}{with_} by impound {tool}".strip()
         self.identity: Mapping[str, JsonValue] | None = None
         self.facts: Mapping[str, JsonValue] = {}
         self._folder = self._own = Path()

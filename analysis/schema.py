@@ -68,6 +68,8 @@ COVERAGE_WHAT = (
     "part-lost",  # rows that the job announced and did not leave
     "no-rows",  # the job ended well and made no rows
     "coverage-cut",  # more rows of coverage than are kept
+    "memory",  # memory that the image states and does not hold, or a machine that is not analysed
+    "symbols",  # no symbol table of this kernel could be had, or it failed its test
 )
 """Values of `coverage.what`: the kind of thing that was not (wholly) seen."""
 
@@ -142,5 +144,26 @@ COVERAGE = pa.schema(
     ]
 )
 
-TABLES: Mapping[str, pa.Schema] = MappingProxyType({"files": FILES, "coverage": COVERAGE})
+KERNELS = pa.schema(
+    [
+        *_EVIDENCE,
+        _field("release", pa.string(), "as uname -r"),
+        _field("machine", pa.string(), "x86-64"),
+        _field("banner", pa.string(), "linux_banner, without its newline"),
+        _field("build_id", pa.string(), 'of vmlinux, hex; "" if the kernel states none'),
+        _field("offset", pa.int64(), "of the VMCOREINFO note in the item", null=True),
+        _field("address", pa.int64(), "physical, of the VMCOREINFO note"),
+        _field("kernel_offset", pa.int64(), "KASLR shift, bytes"),
+        _field("levels", pa.int32(), "of page tables, 4 or 5"),
+        _field("source", pa.string(), "what the symbols were made from: image, side-cars"),
+        _field("symbols", pa.int64(), "how many"),
+        _field("types", pa.int64(), "structs and unions"),
+        _field("sha256", pa.string(), "of the symbol table (JSON, not compressed)"),
+        *_TOOL,
+    ]
+)
+
+TABLES: Mapping[str, pa.Schema] = MappingProxyType(
+    {"files": FILES, "kernels": KERNELS, "coverage": COVERAGE}
+)
 """Schema of each table by its name."""

@@ -127,6 +127,7 @@ class Child:
         limits: what it may use.
         on_message: called with each message, in order.
         descriptors: that it inherits, under the same numbers.
+        program: what `python -I -m` starts; it calls `main` of this module.
         check: called every second while it runs; what it raises ends the child.
     """
 
@@ -137,6 +138,7 @@ class Child:
     limits: Limits = field(default_factory=Limits)
     on_message: Callable[[dict[str, Any]], None] = lambda _message: None
     descriptors: tuple[int, ...] = ()
+    program: str = "evidence_store.child"
     check: Callable[[], None] = lambda: None
     _hello: dict[str, str] = field(default_factory=dict, init=False)
     _max_rss: int = field(default=0, init=False)
@@ -190,7 +192,7 @@ class Child:
     def _spawn(self, stderr: BinaryIO) -> tuple[subprocess.Popen[bytes], socket.socket]:
         """Start the process; return it and our end of its channel."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, "-I", "-m", "evidence_store.child",
+        command = [sys.executable, "-I", "-m", self.program,
                    str(theirs.fileno()), str(os.getpid())]  # fmt: skip
         try:
             with theirs:

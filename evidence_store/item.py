@@ -233,6 +233,13 @@ class SegmentFile(RandomAccess):
             offset += want
         return b"".join(parts)
 
+    def zeros(self, offset: int) -> int:
+        """Return how many bytes from `offset` on are zero because their segment is not stored."""
+        index = offset // self.segment_size
+        if self._fd(index) is not None:
+            return 0
+        return min((index + 1) * self.segment_size, self.size) - offset
+
     def _part(self, index: int, inner: int, want: int) -> bytes:
         fd = self._fd(index)
         if fd is None:

@@ -116,6 +116,14 @@ class AwsSettings(BaseModel):
         max_length=19,
         description="networks (CIDR) that still reach an isolated instance, port 22",
     )
+    peer_minutes: int = Field(
+        default=60, ge=0, le=1440,
+        description="how far back flow logs are searched for peers to cut, minutes (0: not)",
+    )  # fmt: skip
+    session_hours: int = Field(
+        default=12, ge=0, le=2160,
+        description="how far back CloudTrail is searched for sessions to end, hours (0: not)",
+    )  # fmt: skip
     source_identity: bool = Field(
         default=False, description="send SourceIdentity; every trust policy must allow it"
     )

@@ -15,10 +15,10 @@ from pydantic import JsonValue
 from acquisition.errors import AcquisitionError
 from acquisition.snapshot import Observed, Snapshot, Volume
 from acquisition.target import Target
-from evidence_store.store import Case
 from pipeline import baseline, steps
 from pipeline.baseline import Held
 from pipeline.run import Run
+from pipeline.steps import Recorder
 
 
 @dataclass
@@ -103,7 +103,7 @@ class Freeze:
         take = self._existing if self.target.kind == "snapshot" else self._frozen
         outcome = take(items)
         for gap in outcome.gaps:
-            steps.skipped(self.run.case, "snapshot", self.target.arn, gap)
+            steps.skipped(self.run.recorder, "snapshot", self.target.arn, gap)
         return outcome
 
     def arn(self, volume_id: str) -> str:
@@ -113,11 +113,13 @@ class Freeze:
 
     def observe(self) -> Observed:
         """Look at the target, and record that it was. Raises: AcquisitionError, StoreError."""
-        return self._observe(name(self.target.arn, max(newest(self.run.case, self.target.arn), 1)))
+        return self._observe(
+            name(self.target.arn, max(newest(self.run.recorder, self.target.arn), 1))
+        )
 
     def recorded(self) -> list[Result]:
         """Return the volumes of the newest freeze, as the ledger says; [] if it is not done."""
-        case = self.run.case
+        case = self.run.recorder
         freeze = name(self.target.arn, newest(case, self.target.arn))
         found = []
         for event in case.ledger.events if frozen(case, freeze) else ():
@@ -131,11 +133,11 @@ class Freeze:
         return sorted(found, key=lambda r: (r.volume.device, r.volume.volume_id))
 
     def _frozen(self, items: Mapping[str, Held]) -> Outcome:
-        number = newest(self.run.case, self.target.arn)
-        recorded = frozen(self.run.case, name(self.target.arn, number))
+        number = newest(self.run.recorder, self.target.arn)
+        recorded = frozen(self.run.recorder, name(self.target.arn, number))
         outcome = Outcome(self.target, [], [])
         if self.again and recorded and number:
-            if all(s in items or _is_lost(self.run.case, s) for s in recorded.values()):
+            if all(s in items or _is_lost(self.run.recorder, s) for s in recorded.values()):
                 number, recorded = number + 1, {}
             else:
                 outcome.notes.append("the newest freeze is not read yet: this goes on with it")
@@ -162,17 +164,17 @@ class Freeze:
     def _observe(self, freeze: str) -> Observed:
         run, target = self.run, self.target
         observed = run.ec2(target.account, target.region).observe(target.kind, target.resource_id)
-        begun = steps.begin(run.case, "observe", freeze)
+        begun = steps.begin(run.recorder, "observe", freeze)
         if begun.done is None:
             steps.done(
-                run.case, begun, state=observed.state, volumes=len(observed.volumes),
+                run.recorder, begun, state=observed.state, volumes=len(observed.volumes),
                 gaps=len(observed.gaps),
             )  # fmt: skip
         return observed
 
     def _freeze(self, freeze: str, observed: Observed) -> dict[str, Snapshot]:
         run, target = self.run, self.target
-        begun = steps.begin(run.case, "freeze", freeze)
+        begun = steps.begin(run.recorder, "freeze", freeze)
         run.pace(target.account, target.region)
         run.say(f"{target.resource_id}: freeze {len(observed.volumes)} volumes")
         try:
@@ -180,17 +182,17 @@ class Freeze:
                 observed, run.tags, run.mark("freeze", freeze), begun.since, resumed=begun.resumed
             )
         except AcquisitionError as e:
-            steps.failed(run.case, begun, str(e))
+            steps.failed(run.recorder, begun, str(e))
             raise
         # One event for each: an instance may have more volumes than an event has room for. The
         # freeze is done when all of them stand.
         for volume in observed.volumes:
             steps.note(
-                run.case, "snapshot", volume.volume_id, of=freeze, **volume.facts,
+                run.recorder, "snapshot", volume.volume_id, of=freeze, **volume.facts,
                 snapshot=made[volume.volume_id].snapshot_id,
                 started=made[volume.volume_id].facts["started"],
             )  # fmt: skip
-        steps.done(run.case, begun, volumes=len(made))
+        steps.done(run.recorder, begun, volumes=len(made))
         return made
 
     def _fill(
@@ -216,7 +218,7 @@ class Freeze:
             ]
 
     def _gone(self, result: Result, items: Mapping[str, Held]) -> None:
-        case, snapshot = self.run.case, result.snapshot
+        case, snapshot = self.run.recorder, result.snapshot
         result.gone = True
         if outcome_of(case, "delete", snapshot) is not None and snapshot in items:
             result.item, result.proved = items[snapshot].item, True
@@ -233,7 +235,7 @@ class Freeze:
     def _existing(self, items: Mapping[str, Held]) -> Outcome:
         """A snapshot that is there already: nothing is frozen."""
         run, target = self.run, self.target
-        begun = steps.begin(run.case, "observe", target.arn)
+        begun = steps.begin(run.recorder, "observe", target.arn)
         ec2, snapshot_id = run.ec2(target.account, target.region), target.resource_id
         found = ec2.describe(snapshot_id)
         outcome = Outcome(target, [], [])
@@ -245,7 +247,7 @@ class Freeze:
                     f"{target.account} can see no snapshot {snapshot_id} in {target.region}",
                     hint="check id, account and Region, or have its owner share it",
                 )
-                steps.failed(run.case, begun, str(e))
+                steps.failed(run.recorder, begun, str(e))
                 raise e
             self._gone(result, items)
             return outcome
@@ -255,7 +257,7 @@ class Freeze:
         )
         if begun.done is None:
             steps.done(
-                run.case, begun, **found.facts, volume=found.volume_id, account=target.account
+                run.recorder, begun, **found.facts, volume=found.volume_id, account=target.account
             )
         outcome.volumes.append(Result(volume, snapshot_id, owner=found.owner))
         return outcome
@@ -273,10 +275,10 @@ class Freeze:
                 f"{result.snapshot} is {result.owner}'s: it cannot be locked here and may go at any"
                 " time"
             )
-        begun = steps.begin(run.case, "lock", result.snapshot)
+        begun = steps.begin(run.recorder, "lock", result.snapshot)
         held = run.ec2(target.account, target.region).lock(result.snapshot, run.lock)
         if begun.done is None:
-            steps.done(run.case, begun, **held)
+            steps.done(run.recorder, begun, **held)
 
 
 def name(arn: str, number: int) -> str:
@@ -284,7 +286,7 @@ def name(arn: str, number: int) -> str:
     return arn if number <= 1 else f"{arn} round {number}"
 
 
-def newest(case: Case, arn: str) -> int:
+def newest(case: Recorder, arn: str) -> int:
     """Return the number of the newest round that was begun; 0 if none was."""
     number = 0
     while steps.events_of(case, "freeze", name(arn, number + 1)):
@@ -292,7 +294,7 @@ def newest(case: Case, arn: str) -> int:
     return number
 
 
-def frozen(case: Case, freeze: str) -> dict[str, str]:
+def frozen(case: Recorder, freeze: str) -> dict[str, str]:
     """Return volume id -> snapshot id of a round, as the ledger says; {} if it is not done."""
     if outcome_of(case, "freeze", freeze) is None:
         return {}
@@ -303,11 +305,11 @@ def frozen(case: Case, freeze: str) -> dict[str, str]:
     }  # fmt: skip
 
 
-def outcome_of(case: Case, step: str, target: str) -> Mapping[str, JsonValue] | None:
+def outcome_of(case: Recorder, step: str, target: str) -> Mapping[str, JsonValue] | None:
     """Return what a step came to, or None if it is not done."""
     events = steps.events_of(case, step, target)
     return next((e.data for e in reversed(events) if e.action == "step.done"), None)
 
 
-def _is_lost(case: Case, snapshot: str) -> bool:
+def _is_lost(case: Recorder, snapshot: str) -> bool:
     return bool(steps.events_of(case, "lost", snapshot))

@@ -7,9 +7,9 @@
     answer   {"code", "case", "target", "verdict", "left", "unfiltered", "gaps", "waits",
               "changes", "snapshots": {volume: snapshot}, "spooled"}
 
-`code` is the exit code that the command line would give. The snapshots are ordered, not awaited. If
-the store or its key cannot be had, the entries go to the function's log, one signed line each
-(`impound-spool …`); the event, which asks for the same again, is the rest of the spool.
+`code` is the exit code that the command line would give. The snapshots are ordered and locked, not
+awaited. If the store or its key cannot be had, the entries go to the function's log, one signed
+line each (`impound-spool …`); the event, which asks for the same again, is the rest of the spool.
 
 Environment: `IMPOUND_CONFIG` (settings), `XDG_STATE_HOME` (a folder below `/tmp`). Needs boto3,
 cryptography, pydantic and rfc8785, nothing else.
@@ -25,16 +25,16 @@ from pydantic import JsonValue
 
 from acquisition.containment.state import peer_cidr
 from acquisition.errors import AcquisitionError
-from acquisition.snapshot import Ec2, nonce
 from acquisition.target import Target, parse_target
 from evidence_store.errors import CaseNotFoundError, IntegrityError, StoreError, StoreNotFoundError
 from evidence_store.model import Authority, clean
-from evidence_store.store import Case, case_tags, check_case_id
-from pipeline import steps
+from evidence_store.store import Case, check_case_id
 from pipeline.config import load
 from pipeline.errors import UsageError
+from pipeline.freeze import Freeze
 from pipeline.isolate import Containment
 from pipeline.journal import Journal
+from pipeline.run import Run
 from pipeline.session import Passphrase, Session
 
 _log = logging.getLogger("pipeline.handler")
@@ -53,11 +53,7 @@ def handler(event: Mapping[str, Any], _context: object) -> dict[str, JsonValue]:
     containment = Containment(journal, accounts, settings, target, peers, say=_log.info)
     containment.protect()
     gaps: list[JsonValue] = []
-    frozen: dict[str, JsonValue] = {}
-    try:
-        frozen = _freeze(journal, accounts, target, gaps)
-    except AcquisitionError as e:
-        gaps.append(f"not frozen: {e}")
+    frozen = _freeze(Run(journal.current, accounts, settings, written=journal), target, gaps)
     outcome = containment.isolate()
     if not journal.spooled and settings.signing.sealer and session.in_aws:
         try:
@@ -101,41 +97,20 @@ def _case(session: Session, case_id: str, opening: Mapping[str, Any] | None) -> 
     )  # fmt: skip
 
 
-def _freeze(
-    journal: Journal, accounts: Any, target: Target, gaps: list[JsonValue]
-) -> dict[str, JsonValue]:
-    """Order one snapshot of each volume; `acquire volume` finds them in the ledger."""
-    events = journal.events
-    known = {
-        str(e.data["volume"]): e.data["snapshot"] for e in events
-        if e.data and e.data.get("step") == "snapshot" and e.data.get("of") == target.arn
-    }  # fmt: skip
-    if known and any(e.action == "step.done" for e in
-                     steps.events_of(journal, "freeze", target.arn)):  # fmt: skip
-        return known
-    ec2 = Ec2(
-        accounts.client("ec2", target.account, target.region),
-        accounts.client("ec2", target.account, target.region, once=True),
-        target.account, target.region,
-    )  # fmt: skip
-    observed = ec2.observe(target.kind, target.resource_id)
-    gaps += observed.gaps
-    if not observed.volumes:
-        return {}
-    case = journal.current
-    tags = case_tags(case.case_id, case.state.ticket, case.state.contact)
-    mark = nonce(case.store.identity.store_id, case.case_id, "freeze", target.arn)
-    begun = steps.begin(journal, "freeze", target.arn)
+def _freeze(run: Run, target: Target, gaps: list[JsonValue]) -> dict[str, JsonValue]:
+    """Order and lock one snapshot of each volume; `acquire volume` finds them in the ledger."""
+    freeze = Freeze(run, target)
     try:
-        made = ec2.freeze(observed, tags, mark, begun.since, resumed=begun.resumed)
+        outcome = freeze.take({})
     except AcquisitionError as e:
-        steps.failed(journal, begun, str(e))
-        raise
-    for volume in observed.volumes:
-        snapshot = made[volume.volume_id]
-        steps.note(
-            journal, "snapshot", volume.volume_id, of=target.arn, **volume.facts,
-            snapshot=snapshot.snapshot_id, started=snapshot.facts["started"],
-        )  # fmt: skip
-    steps.done(journal, begun, volumes=len(made))
-    return {volume: snapshot.snapshot_id for volume, snapshot in made.items()}
+        gaps.append(f"not frozen: {e}")
+        return {}
+    gaps += outcome.gaps
+    for result in outcome.volumes:
+        gaps += result.gaps
+        if not result.gone:
+            try:
+                freeze.hold(result)
+            except AcquisitionError as e:
+                gaps.append(f"{result.snapshot} is not locked: {e}")
+    return {r.volume.volume_id: r.snapshot for r in outcome.volumes}

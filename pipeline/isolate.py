@@ -19,12 +19,15 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from functools import cached_property, partial
 from typing import Any
 
 from pydantic import JsonValue
 
-from acquisition.containment.aws import Aws, ContainmentError, GoneError
+from acquisition.containment.aws import Aws, GoneError
+from acquisition.containment.flows import Flows
+from acquisition.containment.identity import ContainmentError
 from acquisition.containment.state import (
     ANEW,
     NEW_GROUP,
@@ -41,18 +44,22 @@ from acquisition.containment.state import (
     is_member,
     plan,
     same,
+    some,
     undo,
     verdict,
 )
+from acquisition.containment.trail import Acted
 from acquisition.target import Target
 from evidence_store.ledger import Draft
 from evidence_store.model import clean
-from pipeline import steps
+from pipeline import sightings, steps
 from pipeline.accounts import Accounts
 from pipeline.config import Settings
+from pipeline.pursuit import Later
 
 _ROOM = 1500  # bytes of attributes in one event, which has 4,096 in all
 _ENDED = ("terminated", "shutting-down")
+IN_FORCE = timedelta(seconds=120)  # after so long a deny is taken to hold everywhere
 
 
 @dataclass
@@ -64,6 +71,9 @@ class Outcome:
         gaps: what could not be seen or done.
         verdict: what re-reading proved; None if it was not asked.
         waits: what needs an approval before the instance is cut off, or "".
+        peers: whom it talked to, as flow logs say; None if they were not asked.
+        breaks: others that lost their sessions too.
+        after_denial: calls that succeeded all the same, in words.
     """
 
     target: Target
@@ -71,6 +81,9 @@ class Outcome:
     gaps: list[str] = field(default_factory=list)
     verdict: Verdict | None = None
     waits: str = ""
+    peers: Flows | None = None
+    breaks: tuple[str, ...] = ()
+    after_denial: list[str] = field(default_factory=list)
 
     def document(self) -> dict[str, JsonValue]:
         """As JSON."""
@@ -79,7 +92,8 @@ class Outcome:
             "target": self.target.arn, "changes": [c.document() for c in self.made],
             "verdict": found.verdict if found else None, "left": list(found.left) if found else [],
             "unfiltered": list(found.unfiltered) if found else [], "gaps": list(self.gaps),
-            "waits": self.waits,
+            "waits": self.waits, "peers": sightings.document(self.peers),
+            "breaks": list(self.breaks),
         }  # fmt: skip
 
 
@@ -102,7 +116,9 @@ class Containment:
     Attributes:
         recorder: the case, or a journal that stands in for it.
         peers: addresses (CIDR) to cut at once by network ACL.
-        approve: asked before what may cost the instance; False leaves it waiting.
+        user_keys: access keys to deactivate.
+        role_wide: end all sessions of its role, other instances' too.
+        approve: asked before what may cost the instance, or others; False leaves it waiting.
         sleep: between looks.
     """
 
@@ -114,19 +130,24 @@ class Containment:
     say: Callable[[str], None] = lambda _line: None
     approve: Callable[[str], bool] = lambda _question: False
     sleep: Callable[[float], None] = time.sleep
+    user_keys: tuple[str, ...] = ()
+    role_wide: bool = False
 
     @property
     def wanted(self) -> Wanted:
         """What isolation looks like."""
-        return Wanted(self.settings.aws.isolation_sources, peers=self.peers)
+        given = {a: after for a, (_, after) in self.history().made.items()}
+        return Wanted(self.settings.aws.isolation_sources, peers=self.peers, given=given)
 
     @cached_property
-    def _aws(self) -> Aws:
+    def aws(self) -> Aws:
+        """The instance, as AWS has it."""
         client = partial(self.accounts.client, account=self.target.account,
                          region=self.target.region)  # fmt: skip
         return Aws(
-            client("ec2"), client("autoscaling"), client("iam"), self.target.resource_id, self.sleep
-        )
+            client("ec2"), client("autoscaling"), client("iam"), self.target.resource_id,
+            lambda account: self.accounts.client("iam", account, self.target.region), self.sleep,
+        )  # fmt: skip
 
     # -- what is, and what was -------------------------------------------------------------------
 
@@ -151,8 +172,8 @@ class Containment:
 
     def look(self) -> State:
         """Return what the instance is now. Raises: ContainmentError."""
-        was = [*self.original(), *self.history().made]
-        return self._aws.observe(a.resource for a in was if a.kind == "session-deny")
+        history = self.history()
+        return self.aws.observe([*self.original(), *history.made, *history.open])
 
     def plan(self) -> Plan:
         """Return what `isolate` would change now, and what it could not. Raises: ContainmentError.
@@ -161,7 +182,9 @@ class Containment:
         """
         state = self._living(self.look())
         planned = plan(state, self.wanted)
-        return Plan(planned.changes, (*state.gaps, *planned.gaps))
+        later = Later(self, list(state.gaps), lambda _question: True)
+        changes = later.run(state, planned, planned.changes, lambda _state, made: made.changes)
+        return Plan((*planned.changes, *changes), tuple(later.gaps), later.breaks)
 
     def original(self) -> dict[Attribute, JsonValue]:
         """What the instance was before the first change, as the ledger has it."""
@@ -211,12 +234,55 @@ class Containment:
         outcome.waits = self._waits(state)
         if not outcome.waits:
             planned = plan(state, self.wanted)
-            outcome.gaps += planned.gaps
             self._apply(outcome, state, planned, "cut")
             self._apply(outcome, state, planned, "sessions")
+            self._later(outcome, state, planned)
         self._prove(outcome)
         self._record_gaps("isolate", outcome)
         return outcome
+
+    def _later(self, outcome: Outcome, state: State, planned: Plan) -> None:
+        """What is found out once the instance is cut off, for it takes seconds."""
+
+        def act(state: State, more: Plan) -> list[Change]:
+            before = len(outcome.made)
+            self._apply(outcome, state, more, "after")
+            return outcome.made[before:]
+
+        def note(name: str, facts: dict[str, JsonValue]) -> None:
+            steps.note(self.recorder, name, self.target.arn, **facts)
+
+        later = Later(self, outcome.gaps, self._approve_wide, note)
+        later.run(state, planned, outcome.made, act)
+        outcome.peers, outcome.breaks, outcome.waits = later.peers, later.breaks, later.waits
+        if later.acted.calls:
+            outcome.after_denial = self._since_denied(later.acted)
+
+    def _approve_wide(self, question: str) -> bool:
+        given = self.approve(question)
+        if given:
+            data = {"step": "role-wide", "target": self.target.arn}
+            self.recorder.record(lambda: Draft("approval.given", {
+                "data": dict(data), "note": clean(question, 500)
+            }))  # fmt: skip
+        return given
+
+    def _denied_at(self) -> datetime | None:
+        """When the last deny was written that stands."""
+        made = {str(a) for a in self.history().made if a.kind in ("session-deny", "user-deny")}
+        times = [e.at for e in self.recorder.ledger.events
+                 if e.action == "target.changed" and (e.data or {}).get("of") == self.target.arn
+                 and (e.data or {}).get("attribute") in made]  # fmt: skip
+        return max(times, default=None)
+
+    def _since_denied(self, acted: Acted) -> list[str]:
+        """Calls of its own sessions that succeeded though they were denied for long enough."""
+        denied = self._denied_at()
+        if denied is None:
+            return []
+        late = [f"{call} {at:%H:%M:%SZ}" for at, call in acted.calls if at > denied + IN_FORCE]
+        text = f"its sessions still acted after they were denied: {some(late)}"
+        return [text] if late else []
 
     def _settle(self, state: State) -> None:
         """Record the outcome of changes that an earlier run made and could not record."""
@@ -237,7 +303,7 @@ class Containment:
         """Say why the instance may not be cut off yet: Auto Scaling would end it."""
         group = state.managed_by
         try:
-            held = self._aws.read(Attribute("membership", self.target.resource_id))
+            held = self.aws.read(Attribute("membership", self.target.resource_id))
         except ContainmentError as e:
             if not group:
                 return ""
@@ -276,7 +342,7 @@ class Containment:
         self.say(f"{attribute}: {short(change.before)} → {short(after)}")
         begun = self._begin("change", attribute, change.before, after)
         try:
-            now = self._aws.write(attribute, after)
+            now = self.aws.write(attribute, after)
         except ContainmentError as e:
             steps.failed(self.recorder, begun, str(e))
             outcome.gaps.append(_said(e))
@@ -321,7 +387,14 @@ class Containment:
                 and not same(now.attributes.get(attribute), after)
                 and attribute.kind != "scale-in-protection"
             ]  # fmt: skip
-            outcome.verdict = verdict(now, self.wanted, wrong)
+            outcome.verdict = verdict(now, self.wanted, [*wrong, *outcome.after_denial])
+            if denied := self._denied_at():
+                outcome.verdict = replace(outcome.verdict, unfiltered=(
+                    f"sessions were denied until {denied:%Y-%m-%dT%H:%M:%SZ}; IAM takes up to "
+                    f"{IN_FORCE.seconds} s to hold it everywhere, and CloudTrail a quarter of an "
+                    "hour to show who acted since: isolate again to see",
+                    *outcome.verdict.unfiltered,
+                ))  # fmt: skip
         found = outcome.verdict
         facts: dict[str, JsonValue] = {
             "verdict": found.verdict, "left": [clean(t, 120) for t in found.left[:6]],
@@ -368,7 +441,7 @@ class Containment:
         if gone and attribute.kind not in OUTLIVES:
             return made(None, "leave", "the instance is not there any more")
         try:
-            now = self._aws.read(attribute)
+            now = self.aws.read(attribute)
         except ContainmentError as e:
             return made(None, "leave", _said(e))
         if attribute.kind == "scale-in-protection" and now is None:
@@ -406,7 +479,7 @@ class Containment:
         if one.what == "restore":
             self.say(f"{attribute}: {short(one.now)} → {short(one.before)}")
             try:
-                now = self._aws.write(attribute, one.before)
+                now = self.aws.write(attribute, one.before)
                 note = self._made_anew(attribute, one.before, now)
             except ContainmentError as e:
                 steps.failed(self.recorder, begun, str(e))
@@ -427,7 +500,7 @@ class Containment:
             return ""
         if attribute.kind == "membership":
             group = str(before["group"])
-            return f"a member of {group} again, which has now: {self._aws.capacity(group)}"
+            return f"a member of {group} again, which has now: {self.aws.capacity(group)}"
         old, new = before.get("association"), now.get("association")
         return "" if old == new else f"{old} is now {new}"
 

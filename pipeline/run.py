@@ -17,6 +17,7 @@ from evidence_store.store import Case, case_tags
 from evidence_store.transfer import Progress
 from pipeline.accounts import Accounts
 from pipeline.config import Settings
+from pipeline.steps import Recorder
 
 Say = Callable[[str], None]
 CREATES_PER_SECOND = 5.0  # CreateSnapshots, of an account in a Region
@@ -28,7 +29,13 @@ class Stopped(Exception):
 
 @dataclass
 class Run:
-    """One run. Safe for several threads; `close` it. `ending`: set, it ends all waits."""
+    """One run. Safe for several threads; `close` it.
+
+    Attributes:
+        case: what is made is marked as made for it.
+        ending: set, it ends all waits.
+        written: where steps are recorded, if that is not the case: a journal.
+    """
 
     case: Case
     accounts: Accounts
@@ -36,10 +43,16 @@ class Run:
     say: Say = lambda _line: None
     progress: Callable[[str], Progress] = lambda _label: lambda _done, _total: None
     ending: threading.Event = field(default_factory=threading.Event)
+    written: Recorder | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
     _readers: dict[tuple[str, str], EbsDirect] = field(default_factory=dict, init=False)
     _paces: dict[tuple[str, str], Bucket] = field(default_factory=dict, init=False)
     _open: ExitStack = field(default_factory=ExitStack, init=False)
+
+    @property
+    def recorder(self) -> Recorder:
+        """Where steps are recorded, and what was."""
+        return self.written or self.case
 
     def close(self) -> None:
         """Close the readers."""

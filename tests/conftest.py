@@ -27,7 +27,7 @@ def missing(what: str) -> NoReturn:
     pytest.skip(what)
 
 
-@pytest.fixture(name="need_tool")
+@pytest.fixture(name="need_tool", scope="session")
 def _need_tool():
     return need_tool
 
@@ -94,3 +94,37 @@ def postgres(postgres_server):
     """The same, empty."""
     postgres_server.empty()
     return postgres_server
+
+
+@pytest.fixture(scope="session")
+def boot_guest(tmp_path_factory):
+    """Boot a practice machine with options of its own: mark tests `guest` and `xdist_group`.
+
+    Use as `with boot_guest(append="lockdown=confidentiality") as guest`; arguments as of `Guest`.
+    """
+    from pipeline.gameday.guest import Guest, guest_image, missing_tools
+
+    if lacking := missing_tools():
+        missing(f"the practice machine needs {', '.join(lacking)}")
+    image = guest_image()
+    return lambda **options: Guest(image, tmp_path_factory.mktemp("guest"), **options)
+
+
+@pytest.fixture(scope="session")
+def guest(boot_guest):
+    """A practice machine, one for all tests: mark them `guest` and `xdist_group`.
+
+    What a test changes in it, later tests see.
+    """
+    with boot_guest() as running:
+        yield running
+
+
+@pytest.fixture
+def sshd(tmp_path):
+    """A real sshd on loopback that runs; see `tests.sshd`."""
+    from tests.sshd import Sshd
+
+    made = Sshd(tmp_path / "sshd").start()
+    yield made
+    made.stop()

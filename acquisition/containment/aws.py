@@ -19,16 +19,15 @@ from typing import Any
 
 from pydantic import JsonValue
 
+from acquisition.containment.identity import KINDS, ContainmentError, Identity
 from acquisition.containment.state import (
     GROUP_NAME,
     NEW_GROUP,
     Attribute,
     State,
     is_member,
-    policy_text,
     same,
 )
-from acquisition.errors import AcquisitionError
 from evidence_store.aws import Failure, failures
 from evidence_store.model import clean
 
@@ -46,12 +45,8 @@ _MANAGERS = {
     "aws:ec2:fleet-id": "an EC2 fleet", "elasticmapreduce:job-flow-id": "EMR",
     "elasticbeanstalk:environment-id": "Elastic Beanstalk",
 }  # fmt: skip
-_LONG, _MANY = 1000, 20  # characters of a policy, rules of a group that a ledger has room for
+_MANY = 20  # rules of a group that a ledger has room for
 _GROUP_TAG = "aws:autoscaling:groupName"
-
-
-class ContainmentError(AcquisitionError):
-    """An instance could not be looked at or changed."""
 
 
 class GoneError(ContainmentError):
@@ -65,6 +60,7 @@ class Aws:
     Attributes:
         ec2, scaling, iam: clients in its account and Region.
         instance: its id.
+        iam_of: a client for IAM in another account.
         sleep: between looks.
     """
 
@@ -72,15 +68,25 @@ class Aws:
     scaling: Any
     iam: Any
     instance: str
+    iam_of: Callable[[str], Any] | None = None
     sleep: Callable[[float], None] = time.sleep
 
     # -- observe ---------------------------------------------------------------------------------
 
-    def observe(self, roles: Iterable[str] = ()) -> State:
+    @property
+    def identity(self) -> Identity:
+        """Roles, users and keys."""
+        return Identity(
+            lambda account: self.iam_of(account) if account and self.iam_of else self.iam,
+            self.instance,
+        )
+
+    def observe(self, known: Iterable[Attribute] = ()) -> State:
         """Return what the instance is now. What may not be seen is a gap, the rest is there.
 
         Args:
-            roles: those that it was seen with before; without a profile nothing names them.
+            known: denies and keys that it was seen with before: without a profile nothing names
+                its role.
 
         Raises: GoneError if there is no such instance; ContainmentError if nothing of it is seen.
         """
@@ -96,12 +102,23 @@ class Aws:
             look.protections(instance or {})
             look.membership()
             look.network(interfaces)
-            look.sessions(roles)
+            look.sessions(known)
         return State(
             self.instance, look.phase, look.attributes,
             {i["NetworkInterfaceId"]: i["VpcId"] for i in interfaces},
-            tuple(look.residual), tuple(look.gaps), look.managed_by,
+            tuple(look.residual), tuple(look.gaps), look.managed_by, tuple(sorted(look.roles)),
         )  # fmt: skip
+
+    def interfaces(self) -> list[Mapping[str, Any]]:
+        """Return its own interfaces as EC2 describes them; none if they may not be seen."""
+        return _Look(self).interfaces()
+
+    def sharing(self, roles: Iterable[str]) -> list[str]:
+        """Return the other instances of the Region with these roles. Raises: ContainmentError."""
+        try:
+            return self.identity.sharing(self.ec2, roles)
+        except failures() as e:
+            raise _error(e, "list who else has its role") from e
 
     # -- one attribute ---------------------------------------------------------------------------
 
@@ -166,8 +183,8 @@ class Aws:
             acl, way, number = resource.split(" ")
             found = self.ec2.describe_network_acls(NetworkAclIds=[acl])["NetworkAcls"][0]
             return _entries(found).get((way, int(number)))
-        if kind == "session-deny":
-            return self._deny(resource)
+        if kind in KINDS:
+            return self.identity.read(attribute)
         if kind == "profile":
             return self._profile()
         if kind == "isolation-group":
@@ -197,8 +214,8 @@ class Aws:
             self._set_address(resource, value)
         elif kind == "acl-entry":
             self._set_entry(resource, value)
-        elif kind == "session-deny":
-            self._set_deny(resource, value)
+        elif kind in KINDS:
+            self.identity.write(attribute, value)
         elif kind == "profile":
             self._set_profile(value)
         elif kind == "isolation-group":
@@ -379,31 +396,6 @@ class Aws:
 
     # -- sessions
 
-    @property
-    def _policy_name(self) -> str:
-        return f"impound-{self.instance}"
-
-    def _deny(self, role: str) -> JsonValue:
-        try:
-            found = self.iam.get_role_policy(RoleName=role, PolicyName=self._policy_name)
-        except self.iam.exceptions.NoSuchEntityException:
-            return None
-        text = policy_text(found["PolicyDocument"])
-        if len(text) > _LONG:
-            raise ContainmentError(
-                f"role {role} has a policy {self._policy_name} of {len(text)} characters that is "
-                "not ours",
-                hint="look at it; remove it by hand if it may go",
-            )
-        return text
-
-    def _set_deny(self, role: str, value: Any) -> None:
-        where = {"RoleName": role, "PolicyName": self._policy_name}
-        if value is None:
-            self.iam.delete_role_policy(**where)
-        else:
-            self.iam.put_role_policy(**where, PolicyDocument=value)
-
     def _profile(self) -> dict[str, JsonValue] | None:
         found = self.ec2.describe_iam_instance_profile_associations(
             Filters=[{"Name": "instance-id", "Values": [self.instance]}]
@@ -434,6 +426,7 @@ class _Look:
         self.gaps: list[str] = []
         self.phase = ""
         self.managed_by = ""
+        self.roles: set[str] = set()
 
     def instance(self) -> Mapping[str, Any] | None:
         """Its description; None if it may not be seen. Raises: GoneError."""
@@ -527,19 +520,20 @@ class _Look:
                 where = f"{acl['NetworkAclId']} {way} {number}"
                 self.attributes[Attribute("acl-entry", where)] = value
 
-    def sessions(self, roles: Iterable[str]) -> None:
-        """Its profile, and the deny on every role that it has or had."""
+    def sessions(self, known: Iterable[Attribute]) -> None:
+        """Its profile, the deny on every role that it has or had, what else it acted as."""
         attribute = Attribute("profile", self.aws.instance)
         self._read(attribute)
-        held, names = self.attributes.get(attribute), set(roles)
+        held = self.attributes.get(attribute)
         if isinstance(held, dict):
             profile = str(held["arn"]).rpartition("/")[2]
             found = self._try(f"look at the instance profile {profile}", lambda: self.aws.iam
                               .get_instance_profile(InstanceProfileName=profile))  # fmt: skip
-            names |= {r["RoleName"] for r in (found or {}).get("InstanceProfile", {})
+            self.roles = {r["RoleName"] for r in (found or {}).get("InstanceProfile", {})
                       .get("Roles", ())}  # fmt: skip
-        for role in sorted(names):
-            self._read(Attribute("session-deny", role))
+        own = {Attribute("session-deny", role) for role in self.roles}
+        for one in sorted(own | {a for a in known if a.kind in KINDS}):
+            self._read(one)
 
     def _read(self, attribute: Attribute) -> None:
         try:

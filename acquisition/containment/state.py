@@ -8,8 +8,9 @@ Scaling User Guide ("Health checks for instances"); IAM User Guide ("IAM conditi
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from ipaddress import ip_network
 from typing import Literal
 
@@ -20,13 +21,18 @@ NEW_GROUP = "(the new isolation group)"
 # Without any egress rule CloudFormation adds one that allows all; so there is always this one.
 NO_EGRESS = "egress -1 all 127.0.0.1/32"
 
-Phase = Literal["protect", "cut", "sessions"]
+ACL_RULES = 20  # each way, the default quota; the rule that denies the rest counts
+
+LONG = 1000  # characters of a policy that a ledger has room for
+TOKEN_MARGIN = timedelta(minutes=15)  # a key still issues tokens until its end is known everywhere
+
+Phase = Literal["protect", "cut", "sessions", "after"]
 Restored = Literal["exact", "new id", "cannot"]
 
 # What a later association gives another id, or a group another capacity.
 ANEW = frozenset({"address", "profile", "membership"})
 # What is there without the instance.
-OUTLIVES = frozenset({"acl-entry", "session-deny", "isolation-group"})
+OUTLIVES = frozenset({"acl-entry", "session-deny", "user-deny", "access-key", "isolation-group"})
 # Parts of a value that say nothing of whether it is the same.
 _INCIDENTAL = frozenset({"association", "protected"})
 
@@ -46,6 +52,8 @@ class Attribute:
     | address | allocation | {interface, private, association} or None |
     | acl-entry | ACL, egress or ingress, number | {cidr, action, protocol} or None |
     | session-deny | role | policy document as text, names in order, or None |
+    | user-deny | user | the same |
+    | access-key | user, key | Active, Inactive, or None |
     | profile | instance | {arn, association} or None |
     """
 
@@ -74,6 +82,7 @@ class State:
         residual: risks and holes in words: what no group filters, who may still end it.
         gaps: what could not be seen.
         managed_by: the Auto Scaling group that its tag names, or "".
+        roles: those of its profile.
     """
 
     instance: str
@@ -83,6 +92,7 @@ class State:
     residual: tuple[str, ...] = ()
     gaps: tuple[str, ...] = ()
     managed_by: str = ""
+    roles: tuple[str, ...] = ()
 
     def of(self, kind: str) -> Iterator[tuple[Attribute, JsonValue]]:
         """The attributes of one kind, in order."""
@@ -97,11 +107,20 @@ class Wanted:
         sources: networks that may still come in, as CIDR.
         ports: TCP ports that they reach.
         peers: addresses to cut at once by network ACL, as CIDR.
+        sessions: role -> `aws:userid` of sessions that the instance's own ones assumed.
+        wide: the moment (ISO, UTC) before which all sessions of its own roles were issued that
+            are to end, whosever they are, or "".
+        keys_end: the same moment for sessions of users whose keys it used.
+        given: denies that this case has written.
     """
 
     sources: tuple[str, ...] = ()
     ports: tuple[int, ...] = (22,)
     peers: tuple[str, ...] = ()
+    sessions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    wide: str = ""
+    keys_end: str = ""
+    given: Mapping[Attribute, JsonValue] = field(default_factory=dict)
 
     @property
     def rules(self) -> list[str]:
@@ -127,10 +146,14 @@ class Change:
 
 @dataclass(frozen=True)
 class Plan:
-    """Changes in the order in which they are made. `gaps`: what is wanted and cannot be planned."""
+    """Changes in the order in which they are made.
+
+    `gaps`: what is wanted and cannot be planned; `breaks`: others that it breaks.
+    """
 
     changes: tuple[Change, ...]
     gaps: tuple[str, ...] = ()
+    breaks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -173,15 +196,56 @@ def _essence(value: JsonValue) -> JsonValue:
     return value
 
 
+@dataclass(frozen=True)
+class Deny:
+    """A policy that denies all.
+
+    Attributes:
+        users: to sessions whose `aws:userid` is like one of these, old and new.
+        before: to sessions issued before this moment (ISO, UTC), or "".
+    """
+
+    users: tuple[str, ...] = ()
+    before: str = ""
+
+    @property
+    def text(self) -> str:
+        """As a policy document."""
+        conditions: list[tuple[str, JsonValue]] = []
+        if self.users:
+            like: JsonValue = self.users[0] if len(self.users) == 1 else list(self.users)
+            conditions.append(("ImpoundIsolation", {"StringLike": {"aws:userid": like}}))
+        if self.before:
+            conditions.append(
+                ("ImpoundTokens", {"DateLessThan": {"aws:TokenIssueTime": self.before}})
+            )
+        return policy_text({"Version": "2012-10-17", "Statement": [
+            {"Sid": sid, "Effect": "Deny", "Action": "*", "Resource": "*", "Condition": condition}
+            for sid, condition in conditions
+        ]})  # fmt: skip
+
+    @classmethod
+    def parse(cls, text: JsonValue) -> Deny:
+        """Return what a policy of ours says; nothing of one that is not."""
+        users: list[str] = []
+        before = ""
+        try:
+            for statement in json.loads(str(text))["Statement"]:
+                for operator, test in statement["Condition"].items():
+                    [value] = test.values()
+                    if operator == "StringLike":
+                        users += [value] if isinstance(value, str) else value
+                    else:
+                        before = value
+            found = cls(tuple(users), before)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return cls()
+        return found if found.text == text else cls()
+
+
 def session_deny(instance: str) -> str:
     """Return a policy that denies all to sessions of one instance, old and new."""
-    return policy_text({
-        "Version": "2012-10-17",
-        "Statement": [{
-            "Sid": "ImpoundIsolation", "Effect": "Deny", "Action": "*", "Resource": "*",
-            "Condition": {"StringLike": {"aws:userid": f"*:{instance}"}},
-        }],
-    })  # fmt: skip
+    return Deny((f"*:{instance}",)).text
 
 
 def policy_text(document: object) -> str:
@@ -197,7 +261,7 @@ def is_member(value: JsonValue) -> bool:
 def plan(state: State, wanted: Wanted) -> Plan:
     """Return what has to change, given what is; nothing if all is as wanted."""
     gaps: list[str] = []
-    changes = [*_protect(state), *_cut(state, wanted, gaps), *_sessions(state)]
+    changes = [*_protect(state), *_cut(state, wanted, gaps), *_sessions(state, wanted, gaps)]
     return Plan(tuple(c for c in changes if not same(c.before, c.after)), tuple(gaps))
 
 
@@ -234,10 +298,10 @@ def _cut(state: State, wanted: Wanted, gaps: list[str]) -> Iterator[Change]:
             gaps.append(f"the isolation group of {vpc} is not known, so {attribute.resource} stays")
     for attribute, before in state.of("address"):
         yield Change(attribute, before, None, "cut")
-    yield from _acl_entries(state, wanted.peers, gaps)
+    yield from _acl_entries(state, wanted, gaps)
 
 
-def _acl_entries(state: State, peers: Iterable[str], gaps: list[str]) -> Iterator[Change]:
+def _acl_entries(state: State, wanted: Wanted, gaps: list[str]) -> Iterator[Change]:
     """Deny entries before the first that allows, both ways, for those peers only."""
     entries: dict[tuple[str, str], dict[int, JsonValue]] = {}
     for attribute, value in state.of("acl-entry"):
@@ -247,22 +311,87 @@ def _acl_entries(state: State, peers: Iterable[str], gaps: list[str]) -> Iterato
         allowed = [n for n, v in held.items() if isinstance(v, dict) and v["action"] == "allow"]
         first = min(allowed, default=32767)
         free = (n for n in range(1, first) if n not in held)
-        for peer in peers:
+        room, left_out = ACL_RULES - len(held), list[str]()
+        for peer in dict.fromkeys(wanted.peers):
             entry: JsonValue = {"cidr": peer, "action": "deny", "protocol": "-1"}
             if any(same(v, entry) for n, v in held.items() if n < first):
                 continue
-            number = next(free, None)
+            number = next(free, None) if room > 0 else None
             if number is None:
-                gaps.append(f"{acl} has no free {way} rule before rule {first} to cut {peer}")
+                left_out.append(peer)
                 continue
+            room -= 1
             yield Change(Attribute("acl-entry", f"{acl} {way} {number}"), None, entry, "cut")
+        if left_out:
+            gaps.append(
+                f"{acl} has no free {way} rule before rule {first}, of {ACL_RULES} in all, to cut "
+                f"{some(left_out)}"
+            )
 
 
-def _sessions(state: State) -> Iterator[Change]:
+def _sessions(state: State, wanted: Wanted, gaps: list[str]) -> Iterator[Change]:
     for attribute, before in state.of("session-deny"):
-        yield Change(attribute, before, session_deny(state.instance), "sessions")
+        deny = _role_deny(state, wanted, attribute, before, gaps)
+        yield Change(attribute, before, deny.text, "sessions")
+    for attribute, before in state.of("access-key"):
+        if before is not None:
+            yield Change(attribute, before, "Inactive", "sessions")
+    for attribute, before in state.of("user-deny"):
+        held = Deny.parse(before).before or Deny.parse(wanted.given.get(attribute)).before
+        if held or wanted.keys_end:
+            yield Change(attribute, before, Deny(before=held or wanted.keys_end).text, "sessions")
     for attribute, before in state.of("profile"):
         yield Change(attribute, before, None, "sessions")
+
+
+def _role_deny(
+    state: State, wanted: Wanted, attribute: Attribute, before: JsonValue, gaps: list[str]
+) -> Deny:
+    """What is denied already, the instance's own sessions, those that they assumed: all of it."""
+    role, own = attribute.resource, f"*:{state.instance}"
+    given, held = Deny.parse(wanted.given.get(attribute)), Deny.parse(before)
+    found = wanted.sessions.get(role, ())
+    users = list(dict.fromkeys((*given.users, *held.users)))
+    if own not in users and (role in state.roles or not (users or found)):
+        users.insert(0, own)
+    moment = held.before or given.before or (wanted.wide if own in users else "")
+    left_out = []
+    for user in found:
+        if user not in users and len(Deny((*users, user), moment or _A_MOMENT).text) <= LONG:
+            users.append(user)
+        elif user not in users:
+            left_out.append(user)
+    if left_out:
+        gaps.append(
+            f"role {role}: the deny has no room for {len(left_out)} more sessions that the instance"
+            f" assumed: {some(left_out)}; revoke the role's sessions by hand"
+        )
+    return Deny(tuple(users), moment)
+
+
+_A_MOMENT = "2026-01-01T00:00:00Z"
+
+
+def token_end(now: datetime) -> str:
+    """Return the moment up to which tokens are revoked when that is asked for now, in UTC."""
+    return f"{(now + TOKEN_MARGIN).astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def applied(state: State, changes: Iterable[Change]) -> State:
+    """Return the state after these changes."""
+    return replace(
+        state, attributes={**state.attributes, **{c.attribute: c.after for c in changes}}
+    )
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """Name a few of many.
+
+    >>> some(["a", "b", "c"], 2)
+    'a, b and 1 more'
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def peer_cidr(text: str) -> str:
@@ -310,7 +439,8 @@ _NEVER_FILTERED = (
     "service and DHCP",
     "flows that were tracked before go on until they are idle for long enough (up to five days); "
     "those through NAT gateways, Network Load Balancers and endpoints are always tracked",
-    "a policy takes up to minutes to be in force everywhere",
+    "flow logs and CloudTrail tell minutes late: what isolate finds when it is run again in a "
+    "quarter of an hour is cut then",
 )
 
 

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,23 +22,36 @@ if TYPE_CHECKING:
     from pipeline.isolate import Containment, ToUndo
     from pipeline.journal import Journal
 
+_KEY = re.compile(r"AKIA[A-Z0-9]{12,60}")
+
 
 @click.command(cls=Command)
 @target_options(1, "TARGET")
 @click.option(
     "--peer", "peers", multiple=True, metavar="ADDRESS",
-    help="Cut flows with this address at once, by network ACL; may be repeated.",
+    help="Cut flows with this address at once, by network ACL, beside those that flow logs name;"
+    " may be repeated.",
+)  # fmt: skip
+@click.option(
+    "--user-key", "user_keys", multiple=True, metavar="AKIA…",
+    help="Deactivate this access key of a user, and end what it issued; may be repeated.",
+)  # fmt: skip
+@click.option(
+    "--role-wide", is_flag=True,
+    help="End all sessions of its role, other instances' too; they are named first, and it needs an"
+    " approval.",
 )  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print the plan and do nothing.")
 @pass_globals
 def isolate(
     options: Globals, targets: str, case_id: str, account: str, region: str,
-    peers: tuple[str, ...], dry_run: bool,
+    peers: tuple[str, ...], user_keys: tuple[str, ...], role_wide: bool, dry_run: bool,
 ) -> int:  # fmt: skip
     """Cut an instance off, so that it can be undone.
 
     Its state is recorded first; then it is protected from termination, moved into the isolation
-    group on every interface, loses its addresses, sessions and profile, and is read again.
+    group on every interface, loses its addresses, sessions and profile; what it assumed and whom it
+    talked to is looked up and ended too; then all is read again.
     """
     from acquisition.containment.state import peer_cidr
 
@@ -46,10 +60,17 @@ def isolate(
         cut = tuple(peer_cidr(p) for p in peers)
     except ValueError as e:
         raise UsageError(f"not an address: {e}", hint="--peer takes an address or a CIDR") from e
+    for key in user_keys:
+        if not _KEY.fullmatch(key):
+            raise UsageError(
+                f"no access key of a user: {key[:40]!r}",
+                hint="it begins with AKIA; keys that begin with ASIA end with their session",
+            )
+    more = {"peers": cut, "user_keys": user_keys, "role_wide": role_wide}
     if dry_run:
-        return _show_plan(options, _dry(options, case_id, where, cut), case_id)
+        return _show_plan(options, _dry(options, case_id, where, **more), case_id)
     journal = _journal(options, checked(case_id))
-    outcome = _containment(options, journal, case_id, where, cut).isolate()
+    outcome = _containment(options, journal, case_id, where, **more).isolate()
     checkpoint = None if journal.spooled else options.seal(journal.current)
     found = outcome.verdict
     options.result(
@@ -61,6 +82,7 @@ def isolate(
             *(f"  LEFT: {text}" for text in (found.left if found else ())),
             *(f"  UNFILTERED: {text}" for text in (found.unfiltered if found else ())),
             *(f"  GAP: {gap}" for gap in outcome.gaps),
+            *(f"  BREAKS: {name} had sessions of the same role" for name in outcome.breaks),
             *([f"  WAITS: {outcome.waits} (--yes approves it)"] if outcome.waits else []),
         ],
     )  # fmt: skip
@@ -114,22 +136,22 @@ def _instance(options: Globals, target: str, account: str, region: str) -> Targe
 
 
 def _containment(
-    options: Globals, journal: Journal, case_id: str, where: Target, peers: tuple[str, ...] = ()
+    options: Globals, journal: Journal, case_id: str, where: Target, **more: Any
 ) -> Containment:
     from pipeline.isolate import Containment
 
     return Containment(
-        journal, options.session.accounts(case_id), options.session.settings, where, peers,
-        say=options.say, approve=lambda question: _approved(options, question),
+        journal, options.session.accounts(case_id), options.session.settings, where,
+        say=options.say, approve=lambda question: _approved(options, question), **more,
     )  # fmt: skip
 
 
-def _dry(options: Globals, case_id: str, where: Target, peers: tuple[str, ...] = ()) -> Containment:
+def _dry(options: Globals, case_id: str, where: Target, **more: Any) -> Containment:
     from pipeline.isolate import Containment
 
     return Containment(
         options.read_case(checked(case_id)), options.session.accounts(case_id),
-        options.session.settings, where, peers,
+        options.session.settings, where, **more,
     )  # fmt: skip
 
 
@@ -165,11 +187,13 @@ def _show_plan(options: Globals, containment: Containment, case_id: str) -> int:
     gaps = list(planned.gaps)
     options.result(
         {"message_type": "plan", "case": case_id, "target": containment.target.arn,
-         "changes": [c.document() for c in planned.changes], "gaps": gaps},
+         "changes": [c.document() for c in planned.changes], "gaps": gaps,
+         "breaks": list(planned.breaks)},
         [
             *table(("PHASE", "ATTRIBUTE", "IS", "WOULD BE"),
                    [(c.phase, c.attribute, short(c.before), short(c.after))
                     for c in planned.changes]),
+            *(f"  BREAKS: {name} has sessions of the same role" for name in planned.breaks),
             *(f"  GAP: {gap}" for gap in gaps),
         ],
     )  # fmt: skip

@@ -18,7 +18,7 @@ from pipeline.cli.case import checked
 @click.argument("sql", metavar="SQL")
 @pass_globals
 def query(options: Globals, case_id: str, sql: str) -> None:
-    """Ask SQL (DuckDB) of a case's tables: files, coverage.
+    """Ask SQL (DuckDB) of a case's tables: files, processes, coverage, ... (SHOW TABLES).
 
     Times are nanoseconds UTC: make_timestamp_ns(mtime) makes them readable.
     """

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import signal
 import sys
 import threading
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from acquisition.target import Target
+from acquisition.target import Target, parse_target
 from pipeline import workflow
 from pipeline.board import RUN, Place, Row, place_of
 from pipeline.cli.acquire import parsed
@@ -293,11 +294,16 @@ def _continue(control: Control) -> None:
 @click.argument("case_id", metavar="CASE", required=False)
 @click.option("--follow/--no-follow", default=None,
               help="Until nothing runs any more (default: on a terminal).")  # fmt: skip
+@click.option("--aws", is_flag=True,
+              help="Ask AWS too which snapshots are tagged for the case, of targets of which this"
+              " machine knows no run.")  # fmt: skip
 @pass_globals
-def status(options: Globals, case_id: str | None, follow: bool | None) -> int:
+def status(options: Globals, case_id: str | None, follow: bool | None, aws: bool) -> int:
     """Show how far responses are: what runs, what waits for what, how long it will take.
 
-    Needs no key and no AWS. With --json one line a step. Exit 4: a step waits for approval.
+    Needs no key and, without --aws, no AWS. Of a run of another machine it tells what the ledger
+    says, and what that does not say. With --json one line a step. Exit 4: a step waits for
+    approval.
     """
     store = options.open_store()
     controls = [
@@ -313,11 +319,11 @@ def status(options: Globals, case_id: str | None, follow: bool | None) -> int:
                 while control.live():
                     tell(control.rows())
                     time.sleep(0.5)
-        waiting |= _show(options, control, alone=case_id is not None)
+        waiting |= _show(options, control, alone=case_id is not None, aws=aws)
     return 4 if waiting and case_id else 0
 
 
-def _show(options: Globals, control: Control, *, alone: bool) -> bool:
+def _show(options: Globals, control: Control, *, alone: bool, aws: bool) -> bool:
     """Print one case; return whether something in it waits for approval."""
     case_id = control.case.case_id
     rows = control.rows()
@@ -338,15 +344,49 @@ def _show(options: Globals, control: Control, *, alone: bool) -> bool:
                 options.result(document, [])
     told = {str(t) for r in runs for t in r.params.get("targets", ())}
     if left := [t for t in control.open_targets() if t not in told]:
-        options.result(
-            {"message_type": "run", "case": case_id, "run": None, "state": "elsewhere",
-             "targets": left},
-            [f"{case_id}: {t} is not done, says the ledger; this machine knows no run of it "
-             f"(impound resume {case_id})" for t in left],
-        )  # fmt: skip
+        waiting |= _elsewhere(options, control.case, left, aws=aws)
     elif not runs and alone:
         options.result({"message_type": "run", "case": case_id, "run": None, "state": "none",
                         "targets": []}, [f"case {case_id} has had no response here"])  # fmt: skip
+    return waiting
+
+
+def _elsewhere(options: Globals, case: Case, targets: list[str], *, aws: bool) -> bool:
+    """What ledger and AWS tell of a run that another machine knows; whether something waits."""
+    from pipeline import chronicle
+
+    waiting = False
+    newest = chronicle.last(case)
+    by = " ".join(str(newest[k]) for k in ("by", "host") if newest[k])
+    head = {
+        "message_type": "run", "case": case.case_id, "run": None, "state": "elsewhere",
+        "targets": targets, "last": newest, "untold": chronicle.UNTOLD,
+    }  # fmt: skip
+    found = {
+        t: list(chronicle.lines(case, t, options.session.settings.engine.approve)) for t in targets
+    }
+    options.result(head, [
+        f"{case.case_id}: not done, says the ledger; this machine knows no run of it (impound "
+        f"resume {case.case_id})",
+        f"  last entry {newest['time']}: {newest['action']}" + (f", by {by}" if by else ""),
+        *table(("TARGET", "STEP", "PIECE", "STATE", "WHAT"),
+               [_cells(line) for lines in found.values() for line in lines]),
+        f"  NOT TOLD: {chronicle.UNTOLD}",
+    ])  # fmt: skip
+    for line in (line for lines in found.values() for line in lines):
+        waiting |= line.state == "waiting"
+        if options.as_json:
+            document = {"message_type": "step", "case": case.case_id, "from": "ledger"}
+            options.result({**document, **line.document()}, [])
+    places = {(t.account, t.region): t for t in map(parse_target, targets if aws else ())}
+    for target in places.values():
+        for one in chronicle.tagged(case, options.session.accounts(case.case_id), target):
+            options.result(
+                {"message_type": "tagged", "case": case.case_id, "account": target.account,
+                 "region": target.region, **dataclasses.asdict(one)},
+                [f"  AWS: {one.snapshot} of {one.volume} is {one.state} {one.progress}"
+                 + ("" if one.recorded else ", which the ledger does not name")],
+            )  # fmt: skip
     return waiting
 
 

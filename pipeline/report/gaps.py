@@ -33,6 +33,8 @@ MEANINGS: Mapping[str, str] = {
     "job-died": "the job ended before its work was done; what it had made is kept",
     "part-lost": "rows that the job announced and did not leave behind",
     "no-rows": "the job ended well and found nothing at all, which is not what one expects",
+    "memory": "memory that the image should hold and does not, or a machine that is not analysed",
+    "symbols": "no symbol table of this kernel could be had or trusted: memory is not explained",
     "coverage-cut": "more gaps than can be kept; the rest is known only by number",
 }
 """What each kind of coverage row means, for readers who do not know the program."""
@@ -199,7 +201,7 @@ def _list(item: str, what: str, text: str, remarks: list[str]) -> Gap:
 def _unanalysed(covered: Covered) -> Iterator[Gap]:
     done: dict[tuple[str, str], Analysis] = {}
     for event in covered.state.analyses:
-        for parent in covered.items[event.item].record.parents:
+        for parent in covered.items[event.item].record.parents[:1]:
             done[event.job, parent] = event
     for name, item in covered.items.items():
         record = item.record

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,28 @@ def image(path: Path, size: int, blocks: Mapping[int, bytes]) -> Path:
         for index, content in blocks.items():
             os.pwrite(f.fileno(), content, index * BLOCK)
     return path
+
+
+_DIGESTS: dict[bytes, str] = {}
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a sparse file; of equal files only the first is read whole, zeros and all."""
+    size, at = path.stat().st_size, 0
+    data = hashlib.sha256(size.to_bytes(8, "big"))
+    with path.open("rb") as f:
+        while at < size:
+            try:
+                start = os.lseek(f.fileno(), at, os.SEEK_DATA)
+            except OSError:
+                break
+            at = os.lseek(f.fileno(), start, os.SEEK_HOLE)
+            data.update(f"{start}-{at}".encode() + os.pread(f.fileno(), at - start, start))
+        known = _DIGESTS.get(data.digest())
+        if known is None:
+            f.seek(0)
+            known = _DIGESTS[data.digest()] = hashlib.file_digest(f, "sha256").hexdigest()
+    return known
 
 
 def environment(home: Path, zone: Seeded, endpoint: str) -> dict[str, str]:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from datetime import UTC, datetime
 
 import pytest
@@ -18,6 +17,7 @@ from pipeline.gameday.aws.accounts import AUDIT, MEMBER, REGION
 from pipeline.gameday.aws.faults import Fault
 from pipeline.run import Run, Stopped
 from tests.evidence_store.kit import make_world
+from tests.pipeline import landing_zone
 
 GIB = 1 << 30
 
@@ -29,11 +29,7 @@ def own(aws_server, account):
 
 
 def digests(images):
-    found = set()
-    for path in images:
-        with path.open("rb") as f:
-            found.add(hashlib.file_digest(f, "sha256").hexdigest())
-    return found
+    return {landing_zone.sha256(path) for path in images}
 
 
 def stored(cloud):

@@ -6,7 +6,6 @@ Success or one clear error; and the same command again completes it, with nothin
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
@@ -65,7 +64,7 @@ def volume(tmp_path_factory):
         tmp_path_factory.mktemp("faults") / "volume.img", GIB,
         {2040: pattern(BLOCK, 1), 2047: pattern(BLOCK, 2)},
     )  # fmt: skip
-    return path, hashlib.sha256(path.read_bytes()).hexdigest()
+    return path, landing_zone.sha256(path)
 
 
 @pytest.fixture

@@ -547,6 +547,17 @@ def test_settings_come_from_files_never_from_the_working_directory(impound, home
     assert origin["workers"] == (2, "built in")
 
 
+def test_settings_in_the_manual_are_those_there_are(impound):
+    """Its sample leaves lines out, and shows none that is not printed."""
+    manual = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
+    sample = manual.partition("\nSETTING ")[2].partition("\n\n")[0].splitlines()[1:]
+    printed = {" ".join(line.split()) for line in impound("config", "--explain").out.splitlines()}
+    shown = {" ".join(line.split()) for line in sample if line != "…"}
+    store = {line for line in shown | printed if line.startswith("store ")}  # set by the test
+    assert len(shown) > 5
+    assert shown - store <= printed
+
+
 def test_tables_of_settings_are_merged(impound, home, tmp_path):
     key = "arn:aws:kms:eu-central-1:444444444444:key/1"
     folder = home / ".config/impound"

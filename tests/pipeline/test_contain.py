@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.gameday.aws.accounts import AUDIT, MEMBER, REGION
 from pipeline.gameday.aws.faults import Fault
-from pipeline.gameday.aws.seed import seed
+from pipeline.gameday.aws.seed import WEB, seed
 
 
 @pytest.fixture
@@ -105,6 +105,29 @@ def test_a_case_that_is_not_there(cloud, command, target, tmp_path):
 def test_a_peer_that_is_no_address(cloud, target):
     done = cloud("isolate", target, "--case", "T-1", "--peer", "evil.example.org")
     assert done.code == 2
+
+
+@pytest.mark.parametrize("key", ["ASIAIOSFODNN7EXAMPLE", "root", "AKIA"])
+def test_a_key_that_is_no_users(cloud, target, key):
+    done = cloud("isolate", target, "--case", "T-1", "--user-key", key)
+    assert done.code == 2
+    assert "AKIA" in done.err
+
+
+def test_role_wide_waits_for_an_approval_and_names_whom_it_breaks(cloud, target, aws_server):
+    other = aws_server.client("ec2", MEMBER).run_instances(
+        ImageId="ami-gameday", InstanceType="m6i.large", MinCount=1, MaxCount=1,
+        IamInstanceProfile={"Name": WEB},
+    )["Instances"][0]["InstanceId"]  # fmt: skip
+    planned = cloud("--json", "isolate", target, "--case", "T-1", "--role-wide", "--dry-run")
+    assert planned.json["breaks"] == [other]
+    done = cloud("isolate", target, "--case", "T-1", "--role-wide")
+    assert done.code == 4
+    assert other in done.out
+    assert "impound-isolation" in groups(aws_server)
+    done = cloud("--yes", "isolate", target, "--case", "T-1", "--role-wide")
+    assert done.code == 3
+    assert f"BREAKS: {other}" in done.out
 
 
 def test_waits_for_an_approval(cloud, target, aws_server):

@@ -90,6 +90,20 @@ def test_the_snapshot_is_the_one_that_acquire_takes(cloud, event, impound):
     assert {v["snapshot"] for v in done.json["volumes"]} == made
 
 
+def test_the_snapshot_is_locked(cloud, event):
+    made = list(handler(event, None)["snapshots"].values())
+    held = cloud.client("ec2", MEMBER).describe_locked_snapshots(SnapshotIds=made)["Snapshots"]
+    assert [s["SnapshotId"] for s in held] == made
+
+
+def test_a_lock_that_is_refused_keeps_nothing_waiting(cloud, event):
+    cloud.faults.add(Fault("error", service="ec2", operation="LockSnapshot", times=None,
+                           code="UnauthorizedOperation"))  # fmt: skip
+    answer = handler(event, None)
+    assert [g for g in answer["gaps"] if "is not locked" in g]
+    assert answer["verdict"] == "groups applied, not probed"
+
+
 def test_frozen_or_not_it_is_cut_off(cloud, event):
     cloud.faults.add(Fault("error", service="ec2", operation="CreateSnapshots", times=None,
                            code="UnauthorizedOperation"))  # fmt: skip

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -17,6 +15,7 @@ from pipeline.gameday.aws.accounts import MEMBER, REGION
 from pipeline.gameday.aws.faults import Fault
 from pipeline.remains import lock_of
 from tests.evidence_store.kit import pattern
+from tests.pipeline import landing_zone
 
 GIB = 1 << 30
 MAKING = {
@@ -93,11 +92,6 @@ def stored(cloud):
     return {i["manifest"]["content"]["sha256"] for i in items if i["kind"] == "disk"}
 
 
-@functools.cache
-def digest(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def made_since(aws_server, calls):
     return {s.operation for s in aws_server.calls()[calls:]}
 
@@ -118,7 +112,7 @@ def test_only_a_volume_is_left(rescue, cloud, ec2, ends_with, images, volumes, z
     done = rescue()
     assert done.code == 3, done.err
     assert [v["volume"] for v in done.json["lost"]] == [volumes[0]]
-    assert stored(cloud) == {digest(images[1])}
+    assert stored(cloud) == {landing_zone.sha256(images[1])}
     [taken] = done.json["taken"]
     assert (taken["from"], taken["proved"]) == (volumes[1], True)
     [tags] = [v["Tags"] for v in ec2.describe_volumes(VolumeIds=[volumes[1]])["Volumes"]]
@@ -138,7 +132,7 @@ def test_a_response_to_what_has_ended_takes_what_is_left(
     assert done.code == 3, done.err
     [line] = [x for x in done.json["steps"] if x["step"] == "remains"]
     assert any("is lost" in gap for gap in line["gaps"])
-    assert stored(cloud) == {digest(images[1])}
+    assert stored(cloud) == {landing_zone.sha256(images[1])}
     assert {x["state"] for x in done.json["steps"] if x["step"] == "isolate"} == {"gap"}
 
 
@@ -150,7 +144,7 @@ def test_a_volume_that_only_the_moment_of_its_launch_names(
     ends_with("/dev/sda1")
     done = rescue("--no-copy")
     assert done.code == 3, done.err
-    assert stored(cloud) == {digest(images[1])}
+    assert stored(cloud) == {landing_zone.sha256(images[1])}
     assert any(volumes[1] in g and "launch" in g for g in done.json["gaps"])
 
 
@@ -159,7 +153,7 @@ def test_only_an_old_snapshot_is_left(rescue, cloud, ends_with, images, volumes,
     ends_with(*BOTH)
     done = rescue()
     assert done.code == 3, done.err
-    assert stored(cloud) == {digest(images[0])}
+    assert stored(cloud) == {landing_zone.sha256(images[0])}
     [taken] = done.json["taken"]
     assert (taken["from"], taken["volume"], taken["proved"]) == (
         zone.estate.snapshot, volumes[0], True
@@ -190,7 +184,7 @@ def test_only_an_image_is_left(rescue, cloud, ec2, ends_with, images, zone, inst
     ends_with(*BOTH)
     done = rescue("--no-copy")
     assert done.code == 0, done.out + done.err
-    assert stored(cloud) == {digest(i) for i in images}
+    assert stored(cloud) == {landing_zone.sha256(i) for i in images}
     assert {p["images"] for p in done.json["left"]} == {image}
     assert any(image in note.read_text() for note in Path("evidence").rglob("*.note"))
 
@@ -234,7 +228,7 @@ def test_a_snapshot_in_the_recycle_bin(rescue, cloud, ec2, ends_with, images, zo
     ends_with(*BOTH)
     done = rescue()
     assert done.code == 3, done.err
-    assert stored(cloud) == {digest(images[0])}
+    assert stored(cloud) == {landing_zone.sha256(images[0])}
     assert {"action": "restore", "id": zone.estate.snapshot} in done.json["kept"]
     assert locked(aws_server) == {zone.estate.snapshot}
     assert any(e["call"] == "DeleteSnapshot" for e in done.json["ended"])
@@ -247,7 +241,7 @@ def test_a_volume_in_the_recycle_bin_is_worth_more_than_its_snapshot(
     ends_with(*BOTH)
     done = rescue("--no-copy")
     assert done.code == 0, done.out + done.err
-    assert stored(cloud) == {digest(i) for i in images}
+    assert stored(cloud) == {landing_zone.sha256(i) for i in images}
     assert {t["from"] for t in done.json["taken"]} == set(volumes)
 
 
@@ -264,7 +258,7 @@ def test_an_image_and_its_snapshots_in_the_recycle_bin(
     ends_with(*BOTH)
     done = rescue("--no-copy")
     assert done.code == 0, done.out + done.err
-    assert stored(cloud) == {digest(i) for i in images}
+    assert stored(cloud) == {landing_zone.sha256(i) for i in images}
     kept = [k["id"] for k in done.json["kept"] if k["action"] == "restore"]
     assert kept[-1] == image
     assert len(kept) == 3
@@ -277,7 +271,7 @@ def test_a_restored_snapshot_is_seen_late(rescue, cloud, ec2, ends_with, images,
     aws_server.behave(recycle_snapshots_days=7, config_recorder=1, visibility=6)
     done = rescue("--no-copy")
     assert done.code == 3, done.err
-    assert stored(cloud) == {digest(images[0])}
+    assert stored(cloud) == {landing_zone.sha256(images[0])}
 
 
 @pytest.mark.chaos
@@ -292,7 +286,7 @@ def test_a_lost_answer(rescue, cloud, ec2, ends_with, images, zone, aws_server, 
     done = rescue("--no-copy")
     assert done.code == 0, done.out + done.err
     assert [h.operation for h in aws_server.faults.hits()] == [operation]
-    assert stored(cloud) == {digest(i) for i in images}
+    assert stored(cloud) == {landing_zone.sha256(i) for i in images}
     made = ec2.describe_snapshots(
         OwnerIds=["self"], Filters=[{"Name": "volume-id", "Values": [volumes[1]]}]
     )["Snapshots"]
@@ -307,7 +301,7 @@ def test_cloudtrail_denied_is_a_gap_and_the_others_go_on(
     deny(aws_server, "LookupEvents", "cloudtrail")
     done = rescue("--no-copy")
     assert done.code == 3
-    assert stored(cloud) == {digest(i) for i in images}
+    assert stored(cloud) == {landing_zone.sha256(i) for i in images}
     assert [s["place"] for s in done.json["searched"] if s["denied"]] == [
         "CloudTrail event history (LookupEvents)"
     ]
@@ -351,7 +345,7 @@ def test_a_run_that_was_cut_off_after_the_restore_is_finished(
     aws_server.faults.clear()
     done = rescue("--no-copy")
     assert done.code == 3, done.err
-    assert stored(cloud) == {digest(images[0])}
+    assert stored(cloud) == {landing_zone.sha256(images[0])}
 
 
 def test_a_forged_nonce_on_a_foreign_snapshot_is_not_taken(
@@ -373,7 +367,7 @@ def test_a_forged_nonce_on_a_foreign_snapshot_is_not_taken(
     ])["SnapshotId"]  # fmt: skip
     done = rescue("--no-copy")
     assert done.json["taken"][0]["snapshot"] != forged
-    assert stored(cloud) == {digest(images[1])}
+    assert stored(cloud) == {landing_zone.sha256(images[1])}
 
 
 def test_a_volume_that_goes_while_it_is_taken_gives_way_to_its_snapshot(
@@ -389,7 +383,7 @@ def test_a_volume_that_goes_while_it_is_taken_gives_way_to_its_snapshot(
     done = rescue("--no-copy")
     assert done.code == 3, done.err
     assert [t["from"] for t in done.json["taken"]] == [zone.estate.snapshot]
-    assert stored(cloud) == {digest(images[0])}
+    assert stored(cloud) == {landing_zone.sha256(images[0])}
     assert any(volumes[0] in g and "does not exist" in g for g in done.json["gaps"])
 
 
@@ -406,7 +400,7 @@ def test_what_was_frozen_before_the_end_is_taken_first(
     done = rescue("--no-copy")
     assert done.code == 0, done.out + done.err
     assert done.json["state"] == ""
-    assert stored(cloud) == {digest(i) for i in images}
+    assert stored(cloud) == {landing_zone.sha256(i) for i in images}
 
 
 def test_an_instance_that_ec2_does_not_know_any_more(
@@ -420,7 +414,7 @@ def test_an_instance_that_ec2_does_not_know_any_more(
     assert done.json["state"] == ""
     assert done.json["ended"][0]["call"] == "TerminateInstances"
     assert {t["from"] for t in done.json["taken"]} == set(volumes)
-    assert stored(cloud) == {digest(i) for i in images}
+    assert stored(cloud) == {landing_zone.sha256(i) for i in images}
 
 
 def test_events_that_are_not_seen_yet(rescue, cloud, ends_with, images, aws_server):
@@ -430,7 +424,7 @@ def test_events_that_are_not_seen_yet(rescue, cloud, ends_with, images, aws_serv
     done = rescue("--no-copy")
     assert done.code == 0, done.out + done.err
     assert done.json["ended"] == []
-    assert stored(cloud) == {digest(i) for i in images}
+    assert stored(cloud) == {landing_zone.sha256(i) for i in images}
 
 
 def test_a_running_instance_is_not_searched_for(rescue):
@@ -445,7 +439,7 @@ def test_a_deleted_volume(cloud, ec2, zone, volumes, images, ends_with, instance
     target = zone.estate.variables()["VOLUMES"].split()[0]
     done = cloud("--json", "acquire", "remains", target, "--case", "T-1", "--no-copy")
     assert done.code == 0, done.out + done.err
-    assert stored(cloud) == {digest(images[0])}
+    assert stored(cloud) == {landing_zone.sha256(images[0])}
     assert done.json["ended"][-1]["call"] == "DeleteVolume"
 
 

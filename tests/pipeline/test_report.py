@@ -236,7 +236,7 @@ def test_what_is_missing_is_said(hostile_page):
         "No entry records that the stored copy was read back",
         "not acquired: the acquisition failed and was not continued",
         "cable <b>loose</b>",
-        "no analysis job for an item of kind memory",
+        "The job symbols was not run on this item",
         "did not see everything",
         MEANINGS["content"],
         "a kind that this version does not know",

@@ -89,11 +89,23 @@ def test_from_observe_to_report(cloud, target, aws_server, tmp_path):
     made_once(aws_server, cloud)
 
 
+@pytest.mark.chaos
 def test_another_machine_finds_what_was_made(cloud, target, aws_server, home, process):
     assert process("respond", "T-1", target, kill="copy:after").wait(120) == -signal.SIGKILL
     shutil.rmtree(home / ".local/state/impound/engine")
     elsewhere = cloud("--json", "status", "T-1")
-    assert [json.loads(line)["state"] for line in elsewhere.out.splitlines()] == ["elsewhere"]
+    head, *lines = [json.loads(line) for line in elsewhere.out.splitlines()]
+    assert (elsewhere.code, head["state"], head["targets"]) == (0, "elsewhere", [target])
+    assert "progress" in head["untold"]
+    told = {line["step"]: line["state"] for line in lines}
+    assert list(told) == [s.name for s in STEPS if s.scope == "target"]
+    assert told["freeze"] == told["observe"] == told["copy"] == "ok"
+    assert told["memory"] == "gap"  # not part of it, or no way in
+    assert told["verify"] == "unrecorded"
+    frozen = {line["unit"] for line in lines if line["step"] == "copy"}
+    shown = cloud("status", "T-1", "--aws")
+    assert all(f"AWS: {snapshot} of vol-" in shown.out for snapshot in frozen)
+    assert "NOT TOLD" in shown.out
     done = cloud("--json", "resume", "T-1")
     assert done.code == 3, done.err
     expected(states(done))
@@ -213,6 +225,7 @@ def test_cancel_stops_it_and_resume_goes_on(cloud, target, aws_server, process):
     made_once(aws_server, cloud)
 
 
+@pytest.mark.chaos
 def test_a_step_waits_for_approval_and_the_rest_goes_on(cloud, target, aws_server, settings):
     settings('[engine]\napprove = ["isolate"]\n')
     done = cloud("--json", "respond", "T-1", target)
@@ -259,6 +272,7 @@ def test_many_targets_at_once(cloud, target, zone, aws_server):
     assert len(own(aws_server, MEMBER)) == len(own(aws_server, AUDIT)) == 3
 
 
+@pytest.mark.chaos
 def test_a_denied_target_is_a_gap_and_the_other_goes_on(cloud, target, aws_server):
     aws_server.faults.add(
         Fault("error", service="ec2", operation="CreateSnapshots", code="UnauthorizedOperation",

@@ -44,42 +44,54 @@ def fill(tree):
     return files
 
 
+def sparse(image, to, start):
+    with image.open("rb") as f:
+        while block := f.read(1 << 16):
+            if block.strip(b"\0"):
+                os.pwrite(to, block, start + f.tell() - len(block))
+
+
 def partitioned(path, first, second):
     """An MBR disk of 1 GiB with two file systems."""
     with path.open("wb") as f:
         f.truncate(GIB)
         table = b""
         for start, image in ((_P1, first), (_P2, second)):
-            f.seek(start)
-            f.write(image.read_bytes())
+            sparse(image, f.fileno(), start)
             table += b"\0\0\0\0\x83\0\0\0" + (start >> 9).to_bytes(4, "little")
             table += (image.stat().st_size >> 9).to_bytes(4, "little")
         f.seek(446)
         f.write(table.ljust(64, b"\0") + b"\x55\xaa")
 
 
-@pytest.fixture
-def content(tmp_path):
-    tree = tmp_path / "tree"
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("triage")
+
+
+@pytest.fixture(scope="module")
+def content(place):
+    tree = place / "tree"
     tree.mkdir()
     return fill(tree)
 
 
-@pytest.fixture
-def disk(content, need_tool, tmp_path):
-    """ext4 with the tree in p1, an XFS with one file in p2."""
-    ext, xfs, whole = (tmp_path / name for name in ("ext.img", "xfs.img", "whole.img"))
+@pytest.fixture(scope="module")
+def disk(content, need_tool, place):
+    """ext4 with the tree in p1, an XFS with one file in p2; read only."""
+    ext, xfs, whole = (place / name for name in ("ext.img", "xfs.img", "whole.img"))
     for path, size in ((ext, 200 << 20), (xfs, 310 << 20)):
         with path.open("wb") as f:
             f.truncate(size)
     subprocess.run(
-        [need_tool("mke2fs"), "-q", "-F", "-t", "ext4", "-d", tmp_path / "tree", ext], check=True
+        [need_tool("mke2fs"), "-q", "-F", "-t", "ext4", "-d", place / "tree", ext], check=True
     )
-    (tmp_path / "one").write_bytes(b"on xfs\n")
-    proto = f"/\n0 0\nd--755 0 0\netc d--755 0 0\npasswd ---644 0 0 {tmp_path / 'one'}\n$\n$\n"
-    (tmp_path / "proto").write_text(proto)
-    subprocess.run([need_tool("mkfs.xfs"), "-q", "-f", "-p", tmp_path / "proto", xfs], check=True)
+    (place / "one").write_bytes(b"on xfs\n")
+    proto = f"/\n0 0\nd--755 0 0\netc d--755 0 0\npasswd ---644 0 0 {place / 'one'}\n$\n$\n"
+    (place / "proto").write_text(proto)
+    subprocess.run([need_tool("mkfs.xfs"), "-q", "-f", "-p", place / "proto", xfs], check=True)
     partitioned(whole, ext, xfs)
+    whole.chmod(0o400)
     return whole
 
 

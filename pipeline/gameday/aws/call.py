@@ -42,7 +42,7 @@ from pipeline.gameday.aws.faults import Faults, Seen
 MOTO_VERSION = "5.2.5"
 DAMAGE = "impound.damage"  # in the environ of a server: takes the kind of fault to act out
 
-_SIGNING_NAMES = {"awslambda": "lambda"}
+_SIGNING_NAMES = {"awslambda": "lambda", "ec2instanceconnect": "ec2-instance-connect"}
 _ACCOUNT_HEADER = "HTTP_X_MOTO_ACCOUNT_ID"
 
 
@@ -192,6 +192,13 @@ faults = Faults()
 calls: deque[Seen] = deque(maxlen=100_000)
 # moto checks a condition and writes in two steps, and publishes an object before its checksum.
 _one_at_a_time = {"s3": threading.RLock(), "ec2": threading.RLock()}
+
+
+def one_at_a_time(service: str) -> contextlib.AbstractContextManager[Any]:
+    """Hold off other requests to a service whose state has to stand still."""
+    return _one_at_a_time.get(service, contextlib.nullcontext())
+
+
 current: contextvars.ContextVar[Call] = contextvars.ContextVar("current")
 
 _installed = False
@@ -213,10 +220,12 @@ def install() -> None:
         ended,
         events,
         functions,
+        identities,
         images,
         instances,
         kms,
         listing,
+        network,
         recycle,
         s3,
         scaling,
@@ -228,7 +237,8 @@ def install() -> None:
     )
 
     for extension in (
-        events, listing, volumes, snapshots, instances, recycle, images, ended, trail, stacks,
+        events, listing, volumes, snapshots, instances, recycle, images, ended, trail, network,
+        stacks,
     ):  # fmt: skip
         extension.install()
     for name in ("urls", "url_paths"):
@@ -300,7 +310,7 @@ def _work(call: Call, handler: Callable[..., Any]) -> Answer:
         for check in BEFORE.get(key, ()):
             if (refused := check(call)) is not None:
                 return refused
-    with _one_at_a_time.get(call.service, contextlib.nullcontext()):
+    with one_at_a_time(call.service):
         answer = Answer.of(_handle(call, handler))
     for key in ((call.service, "*"), (call.service, call.operation)):
         for complete in AFTER.get(key, ()):

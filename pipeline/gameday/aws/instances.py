@@ -3,17 +3,16 @@
 
 moto ignores the shutdown behaviour, takes security groups that do not exist, adds the groups that
 an instance was run with to those of its interfaces, takes an associated address away, raises where
-an ACL entry is missing, and lets a denied session act.
+an ACL entry is missing.
 
 Source: EC2 API Reference (ModifyInstanceAttribute, ModifyNetworkInterfaceAttribute,
 AssociateAddress, DeleteNetworkAclEntry, CreateSecurityGroup, "Eventual consistency", "Error
-codes"); IAM User Guide ("Policy evaluation logic", "IAM condition keys": `aws:userid`, "Changes
-that I make are not always immediately visible").
+codes"); IAM User Guide ("Changes that I make are not always immediately visible"); VPC User
+Guide, "Amazon VPC quotas".
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -22,12 +21,11 @@ from moto.ec2.models.elastic_network_interfaces import NetworkInterface
 from moto.ec2.models.instances import Instance
 from moto.ec2.models.security_groups import SecurityGroup, SecurityGroupBackend
 from moto.iam.models import Role, iam_backends
-from moto.sts.models import sts_backends
 
 from pipeline.gameday.aws.call import Answer, Call, before
 from pipeline.gameday.aws.conditions import conditions
-from pipeline.gameday.aws.kms import effects
-from pipeline.gameday.aws.sessions import SERVICES
+
+ACL_RULES = 20
 
 
 def _backend(call: Call) -> EC2Backend:
@@ -114,6 +112,20 @@ def an_entry_that_is_not_there(call: Call) -> Answer | None:
     )  # fmt: skip
 
 
+@before("ec2", "CreateNetworkAclEntry")
+def an_acl_has_so_many_rules(call: Call) -> Answer | None:
+    """Each way, the one that denies the rest among them."""
+    acl = _backend(call).network_acls.get(str(call.parameters.get("NetworkAclId")))
+    way = str(call.parameters.get("Egress")).lower()
+    held = [e for e in acl.network_acl_entries if str(e.egress).lower() == way] if acl else []
+    if len(held) < ACL_RULES:
+        return None
+    return call.error(
+        400, "NetworkAclEntryLimitExceeded",
+        "You have reached the limit on the number of rules for the network ACL.",
+    )  # fmt: skip
+
+
 # An interface has its own groups and no others; those of an instance are those of its first one.
 
 
@@ -175,51 +187,6 @@ def asked_for_a_policy(call: Call) -> Answer | None:
     if conditions.visible("policy", name):
         return None
     return call.error(404, "NoSuchEntity", "The role policy with that name cannot be found.")
-
-
-# -- a role's own policies
-
-
-def denied_by_its_role(call: Call) -> Answer | None:
-    """A deny among a role's inline policies holds for sessions that exist already.
-
-    moto stores such policies and asks none. Allows are not judged: see `seed.LEFT_OUT`.
-    """
-    session = sts_backends[call.account]["aws"].get_assumed_role_from_access_key(call.access_key)
-    if session is None:
-        return None
-    role = _role(call.account, session.role_arn.rpartition("/")[2])
-    if role is None or role.arn != session.role_arn:
-        return None
-    facts = {"aws:userid": f"{role.id}:{session.session_name}"}
-    for name, document in list(role.policies.items()):
-        if not conditions.visible("policy", f"{role.name} {name}"):
-            continue
-        policy = json.loads(document)
-        listed = policy.get("Statement", [])
-        for statement in [listed] if isinstance(listed, dict) else listed:
-            said = {"Statement": [{**statement, "Principal": "*"}]}
-            action = f"{call.service}:{call.operation}"
-            if effects(json.dumps(said), action, call.caller, facts) == {"Deny"}:
-                return _refusal(call, action)
-    return None
-
-
-def _refusal(call: Call, action: str) -> Answer:
-    if call.service == "ec2":
-        return call.error(
-            403, "UnauthorizedOperation", "You are not authorized to perform this operation."
-        )
-    code = "AccessDenied" if call.service in ("s3", "sts", "iam") else "AccessDeniedException"
-    return call.error(
-        403, code,
-        f"User: {call.caller.arn} is not authorized to perform: {action} with an explicit deny in "
-        "an identity-based policy",
-    )  # fmt: skip
-
-
-for _service in (*SERVICES, "autoscaling"):
-    before(_service, "*")(denied_by_its_role)
 
 
 def install() -> None:

@@ -77,15 +77,22 @@ def allowed(key: Key, action: str, caller: Caller, facts: Mapping[str, str] | No
     return "Allow" in applying or _granted(key, action, caller, known)
 
 
-def effects(policy: str, action: str, caller: Caller, facts: Mapping[str, str]) -> set[str]:
-    """Return the effects of those statements of a resource policy that apply."""
+def effects(
+    policy: str, action: str, caller: Caller, facts: Mapping[str, str], *, unknown: bool = True
+) -> set[str]:
+    """Return the effects of those statements of a resource policy that apply.
+
+    `unknown`: a condition on what is not known here lets a deny apply.
+    """
     statements = json.loads(policy).get("Statement", [])
     return {
         statement["Effect"]
         for statement in ([statements] if isinstance(statements, dict) else statements)
         if _covers(statement, action)
         and _speaks_of(statement, caller)
-        and _holds(statement.get("Condition", {}), facts, unknown=statement["Effect"] == "Deny")
+        and _holds(
+            statement.get("Condition", {}), facts, unknown=unknown and statement["Effect"] == "Deny"
+        )
     }
 
 
@@ -179,7 +186,8 @@ def _speaks_of(statement: dict[str, Any], caller: Caller) -> bool:
     return not among(statement.get("NotPrincipal"))
 
 
-_OPERATORS = ("StringEquals", "StringLike", "ArnEquals", "ArnLike", "Bool")
+_OPERATORS = ("StringEquals", "StringLike", "ArnEquals", "ArnLike", "Bool",
+              "DateLessThan")  # fmt: skip
 
 
 def _holds(tests: dict[str, dict[str, Any]], facts: Mapping[str, str], *, unknown: bool) -> bool:
@@ -190,6 +198,10 @@ def _holds(tests: dict[str, dict[str, Any]], facts: Mapping[str, str], *, unknow
             fact = facts.get(name.lower())
             if fact is None or plain not in _OPERATORS:
                 if not unknown:
+                    return False
+                continue
+            if plain == "DateLessThan":
+                if not all(fact < v for v in _listed(values)):  # both in UTC, to the second
                     return False
                 continue
             exact = plain in ("StringEquals", "Bool")

@@ -7,6 +7,7 @@ shows here first.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from pipeline.gameday.aws.accounts import (
     Credentials,
     role_arn,
 )
+from pipeline.gameday.aws.conditions import conditions
 from pipeline.gameday.aws.stand import Stand
 
 EVIDENCE_BUCKET = "evidence"
@@ -35,6 +37,8 @@ EXTERNAL_ID = "impound-gameday"
 WEB = "web-server"
 WORKSTATION = "impound-workstation"
 IMAGE = "ami-0123456789abcdef0"
+FLOW_LOGS = "/vpc/flow-logs"
+CALLED, SERVED = "203.0.113.66", "198.51.100.20"  # peers of the instance: the first it called
 _DEVICES = ("/dev/sda1", "/dev/sdf", "/dev/sdg", "/dev/sdh")
 _GIB = 1 << 30
 
@@ -273,6 +277,7 @@ def _instance(stand: Stand, ec2: Any, mappings: list[dict[str, Any]]) -> str:
     ec2.create_launch_template(LaunchTemplateName=WEB, LaunchTemplateData={
         "ImageId": "ami-gameday", "InstanceType": "m6i.large", "SecurityGroupIds": groups,
     })  # fmt: skip
+    _flow_logs(stand, ec2, subnet["VpcId"], made)
     scaling = stand.client("autoscaling", MEMBER)
     scaling.create_auto_scaling_group(
         AutoScalingGroupName=WEB, LaunchTemplate={"LaunchTemplateName": WEB}, MinSize=0, MaxSize=2,
@@ -281,6 +286,40 @@ def _instance(stand: Stand, ec2: Any, mappings: list[dict[str, Any]]) -> str:
     scaling.attach_instances(AutoScalingGroupName=WEB, InstanceIds=[made])
     scaling.update_auto_scaling_group(AutoScalingGroupName=WEB, MinSize=1)
     return made
+
+
+def _flow_logs(stand: Stand, ec2: Any, vpc: str, instance: str) -> None:
+    """The VPC logs its flows; the instance has called somebody, and served somebody."""
+    logs = stand.client("logs", MEMBER)
+    logs.create_log_group(logGroupName=FLOW_LOGS)
+    ec2.create_flow_logs(
+        ResourceType="VPC", ResourceIds=[vpc], TrafficType="ALL", LogGroupName=FLOW_LOGS,
+        DeliverLogsPermissionArn=role_arn(MEMBER, "flow-logs"),
+    )  # fmt: skip
+    held = ec2.describe_instances(InstanceIds=[instance])["Reservations"][0]["Instances"][0]
+    interface = next(n for n in held["NetworkInterfaces"] if n["Attachment"]["DeviceIndex"] == 0)
+    own = interface["PrivateIpAddress"]
+    flow(logs, interface["NetworkInterfaceId"], own, CALLED, 49_152, 443)
+    flow(logs, interface["NetworkInterfaceId"], SERVED, own, 50_000, 443)
+
+
+def flow(
+    logs: Any, interface: str, source: str, target: str, port: int, other: int, *, size: int = 4096,
+    age: float = 60.0, action: str = "ACCEPT",
+) -> None:  # fmt: skip
+    """Log one flow that ended `age` seconds ago, as VPC flow logs do by default."""
+    end = int(conditions.now() - age)
+    stream = f"{interface}-all"
+    with contextlib.suppress(logs.exceptions.ResourceAlreadyExistsException):
+        logs.create_log_stream(logGroupName=FLOW_LOGS, logStreamName=stream)
+    line = (
+        f"2 {MEMBER} {interface} {source} {target} {port} {other} 6 9 {size} {end - 60} {end} "
+        f"{action} OK"
+    )
+    logs.put_log_events(
+        logGroupName=FLOW_LOGS, logStreamName=stream,
+        logEvents=[{"timestamp": end * 1000, "message": line}],
+    )  # fmt: skip
 
 
 def _group(ec2: Any, vpc: str, name: str, port: int) -> str:

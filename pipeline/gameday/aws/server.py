@@ -12,6 +12,7 @@ header `X-Impound-Secret`, and nothing is answered to what a browser sends, or b
     POST   /impound-sim/faults      add one fault, or a list of them (fields of faults.Fault)
     GET    /impound-sim/faults      {"rules": […], "hits": […]}
     DELETE /impound-sim/faults      forget them
+    GET    /impound-sim/flows       what `network.Network.flows` returns
     GET    /impound-sim/calls       [{"service", "operation", "account", "resources"}, …]
     POST   /impound-sim/functions   register a function (fields of functions.Function)
     POST   /impound-sim/storage     what `perform` takes; contents as a path, or blocks in Base64
@@ -57,23 +58,29 @@ def reset() -> None:
     call.calls.clear()
     functions.clear()
     from pipeline.gameday.aws import ended, scaling, sessions, trail, volumes
+    from pipeline.gameday.aws.network import network
 
     conditions.reset()
+    network.reset()
     for extension in (scaling, sessions, volumes, trail, ended):
         extension.reset()
 
 
-def perform(document: dict[str, Any]) -> None:
-    """Change how the stand-in behaves, or what its volumes hold.
+def perform(document: dict[str, Any]) -> dict[str, Any]:
+    """Change how the stand-in behaves, what its volumes hold, or who is where in its network.
 
     Args:
         document: {"settings": fields of conditions.Settings}, {"advance": seconds},
             {"fill": volume, "content": path or blocks}, {"write": volume, "content": blocks},
-            {"snapshot": id, "state", "message"}.
+            {"snapshot": id, "state", "message"}, {"attach": instance, "ports", "keys"},
+            {"place": address, "ports"}, {"vantage": address, "via"}.
+
+    Returns: {"port": …} for a vantage, otherwise nothing.
 
     Raises: ValueError.
     """
     from pipeline.gameday.aws import snapshots, volumes
+    from pipeline.gameday.aws.network import network
 
     what, subject = next(iter(document.items()))
     try:
@@ -87,10 +94,19 @@ def perform(document: dict[str, Any]) -> None:
             volumes.write(subject, document["content"])
         elif what == "snapshot":
             snapshots.anywhere(subject).become(document["state"], document["message"])
+        elif what in ("attach", "place"):
+            ports = {int(k): int(v) for k, v in document["ports"].items()}
+            if what == "place":
+                network.place(subject, ports)
+            else:
+                network.attach(subject, ports, document.get("keys", ""))
+        elif what == "vantage":
+            return {"port": network.vantage(subject, document.get("via", ""))}
         else:
             raise ValueError(f"no such thing to do: {what}")
     except (KeyError, TypeError) as e:
         raise ValueError(str(e.args[0])) from e
+    return {}
 
 
 class Application:
@@ -154,7 +170,7 @@ def _control(request: Request) -> Response:
         elif what == ("POST", "storage"):
             if isinstance(blocks := given.get("content"), dict):
                 given["content"] = {int(i): base64.b64decode(b) for i, b in blocks.items()}
-            perform(given)
+            return _json(perform(given))
         elif what == ("POST", "reset"):
             reset()
         elif what == ("GET", "faults"):
@@ -162,6 +178,10 @@ def _control(request: Request) -> Response:
                 "rules": [f.document() for f in call.faults.rules()],
                 "hits": [asdict(h) for h in call.faults.hits()],
             })  # fmt: skip
+        elif what == ("GET", "flows"):
+            from pipeline.gameday.aws.network import network
+
+            return _json(network.flows())
         elif what == ("GET", "calls"):
             return _json([asdict(c) for c in list(call.calls)])
         else:

@@ -100,6 +100,11 @@ def sessions_are_dated(_call: Call, answer: Answer) -> Answer:
     return Answer(200, answer.headers | {"content-length": str(len(body))}, body)
 
 
+def began(access_key: str) -> float | None:
+    """When a session's credentials were issued, seconds since the epoch."""
+    return _began.get(access_key)
+
+
 def reset() -> None:
     """Forget the sessions of an earlier stand-in."""
     _began.clear()

@@ -164,13 +164,40 @@ class Stand(ABC):
         """
         self._perform({"snapshot": snapshot_id, "state": state, "message": message})
 
+    def attach(self, instance: str, ports: Mapping[int, int], keys: Path | str = "") -> None:
+        """Put a machine behind an instance.
+
+        Args:
+            instance: of any account.
+            ports: of the instance -> on 127.0.0.1.
+            keys: folder for keys that EC2 Instance Connect pushes; see `network.Network.attach`.
+        """
+        self._perform({"attach": instance, "ports": dict(ports), "keys": os.fspath(keys)})
+
+    def place(self, address: str, ports: Mapping[int, int]) -> None:
+        """Put a machine at an address that is no instance's; `ports` as of `attach`."""
+        self._perform({"place": address, "ports": dict(ports)})
+
+    def vantage(self, address: str, via: str = "") -> int:
+        """Return the port, on 127.0.0.1, of an HTTP CONNECT proxy for somebody at an address.
+
+        Args:
+            address: where the flows come from; that of an interface: from its instance.
+            via: what they go through that always tracks them: `flows.ALWAYS_TRACKED`, or "".
+        """
+        return int(self._perform({"vantage": address, "via": via})["port"])
+
+    @abstractmethod
+    def flows(self) -> list[dict[str, Any]]:
+        """Flows through the proxies that began and are not over; see `network.Network.flows`."""
+
     @abstractmethod
     def _forget(self) -> None:
         """Empty everything."""
 
     @abstractmethod
-    def _perform(self, document: dict[str, Any]) -> None:
-        """Change a state."""
+    def _perform(self, document: dict[str, Any]) -> dict[str, Any]:
+        """Change a state; return what `server.perform` does."""
 
     @abstractmethod
     def _register(self, function: dict[str, Any]) -> None:
@@ -210,11 +237,17 @@ class InProcess(Stand):
 
         server.reset()
 
-    def _perform(self, document: dict[str, Any]) -> None:
+    def flows(self) -> list[dict[str, Any]]:
+        """See `Stand`."""
+        from pipeline.gameday.aws.network import network
+
+        return network.flows()
+
+    def _perform(self, document: dict[str, Any]) -> dict[str, Any]:
         from pipeline.gameday.aws import server
 
         try:
-            server.perform(document)
+            return server.perform(document)
         except ValueError as e:
             raise StandError(str(e)) from e
 
@@ -375,7 +408,12 @@ class ServerProcess(Stand):
     def _forget(self) -> None:
         self.control("POST", "reset")
 
-    def _perform(self, document: dict[str, Any]) -> None:
+    def flows(self) -> list[dict[str, Any]]:
+        """See `Stand`."""
+        found: list[dict[str, Any]] = self.control("GET", "flows")
+        return found
+
+    def _perform(self, document: dict[str, Any]) -> dict[str, Any]:
         content = document.get("content")
         if isinstance(content, Mapping):
             if not all(isinstance(b, bytes) for b in content.values()):
@@ -384,7 +422,8 @@ class ServerProcess(Stand):
         elif content is not None:
             content = os.fspath(Path(content).absolute())
         given = {} if content is None else {"content": content}
-        self.control("POST", "storage", document | given)
+        done: dict[str, Any] = self.control("POST", "storage", document | given)
+        return done
 
     def _register(self, function: dict[str, Any]) -> None:
         self.control("POST", "functions", function)

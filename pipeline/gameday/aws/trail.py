@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CloudTrail's event history: every EC2 call that was answered, looked up a while later.
+"""CloudTrail's event history: calls of EC2, and of roles assumed, looked up a while later.
 
 moto has no LookupEvents. What volumes RunInstances made stands in no event: they are attached after
 the answer.
@@ -25,6 +25,7 @@ from moto.core.exceptions import JsonRESTError
 
 from pipeline.gameday.aws.call import Answer, Call, after
 from pipeline.gameday.aws.conditions import conditions
+from pipeline.gameday.aws.identities import session_of, user_of
 
 DAYS = 90
 PAGE = 50
@@ -41,12 +42,15 @@ def reset() -> None:
     _events.clear()
 
 
+@after("sts", "AssumeRole")
 @after("ec2", "*")
 def calls_are_recorded(call: Call, answer: Answer) -> Answer:
     """One event for each call, refused ones too."""
     reading = call.operation.startswith(_READS)
     said = {} if reading and answer.status == 200 else _elements(answer.body)
-    error = (said.get("errors") or {}).get("error") if answer.status >= 400 else None
+    error = (said.get("errors") or said).get("error") if answer.status >= 400 else None
+    if call.service == "sts":
+        said = _given(said)
     if error is None and (left_out := _NOT_SAID.get(call.operation)):
         _drop(said, left_out)
     asked = _parameters(call.parameters)
@@ -54,26 +58,54 @@ def calls_are_recorded(call: Call, answer: Answer) -> Answer:
     moment = f"{datetime.fromtimestamp(now, UTC):%Y-%m-%dT%H:%M:%SZ}"
     event = {
         "eventVersion": "1.11", "eventID": str(uuid.uuid4()), "eventTime": moment,
-        "eventSource": "ec2.amazonaws.com", "eventName": call.operation,
-        "awsRegion": call.region, "sourceIPAddress": "203.0.113.7", "readOnly": reading,
-        "userIdentity": {"type": "AssumedRole" if call.caller.role else "Root",
-                         "arn": call.caller.arn, "accountId": call.account},
+        "eventSource": f"{call.service}.amazonaws.com", "eventName": call.operation,
+        "awsRegion": call.region, "readOnly": reading,
+        "sourceIPAddress": call.headers.get("X-Forwarded-For", "203.0.113.7"),
+        "userIdentity": _who(call),
         "requestParameters": asked, "responseElements": None if error or reading else said,
         "recipientAccountId": call.account, "eventCategory": "Management",
     }  # fmt: skip
     if error:
         error = error[0] if isinstance(error, list) else error
+        error = {str(k).lower(): v for k, v in error.items()}
         event |= {"errorCode": error.get("code", ""), "errorMessage": error.get("message", "")}
     names = sorted(set(_named([asked, said])))
     _events[call.account, call.region].append({
         "EventId": event["eventID"], "EventName": call.operation, "EventTime": now,
-        "EventSource": "ec2.amazonaws.com", "ReadOnly": str(reading).lower(),
-        "Username": call.caller.arn.rpartition("/")[2], "AccessKeyId": call.access_key,
+        "EventSource": event["eventSource"], "ReadOnly": str(reading).lower(),
+        "Username": _who(call).get("userName") or call.caller.arn.rpartition("/")[2],
+        "AccessKeyId": call.access_key,
         "Resources": [{"ResourceType": f"AWS::EC2::{_KINDS[n.partition('-')[0]]}",
                        "ResourceName": n} for n in names],
         "CloudTrailEvent": json.dumps(event),
     })  # fmt: skip
     return answer
+
+
+def _who(call: Call) -> dict[str, str]:
+    """The element userIdentity."""
+    common = {"accountId": call.account, "accessKeyId": call.access_key}
+    if (session := session_of(call)) is not None:
+        return common | {
+            "type": "AssumedRole", "arn": session.arn, "principalId": session.user_id
+        }  # fmt: skip
+    if (user := user_of(call)) is not None:
+        return common | {"type": "IAMUser", "arn": user.arn, "principalId": user.id,
+                         "userName": user.name}  # fmt: skip
+    return common | {"type": "Root", "arn": call.caller.arn, "principalId": call.account}
+
+
+def _given(said: dict[str, Any]) -> dict[str, Any]:
+    """What AssumeRole gave, without the secret."""
+    result = said.get("assumeRoleResult") or {}
+    credentials = result.get("Credentials") or {}
+    who = result.get("AssumedRoleUser") or {}
+    return {
+        "credentials": {"accessKeyId": credentials.get("AccessKeyId", ""),
+                        "expiration": credentials.get("Expiration", "")},
+        "assumedRoleUser": {"assumedRoleId": who.get("AssumedRoleId", ""),
+                            "arn": who.get("Arn", "")},
+    } if result else {}  # fmt: skip
 
 
 def _named(said: Any) -> Iterator[str]:

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 
 import pytest
 
 from acquisition.containment.state import (
     NEW_GROUP,
     Attribute,
+    Deny,
     History,
     State,
     Wanted,
@@ -17,6 +19,7 @@ from acquisition.containment.state import (
     plan,
     same,
     session_deny,
+    token_end,
     undo,
     verdict,
 )
@@ -85,6 +88,24 @@ def test_deny_entries_come_before_the_first_that_allows(held, number):
     assert bool(found.gaps) == (number is None)
 
 
+def test_peers_beyond_the_quota_are_named():
+    """Twenty rules each way, the one that denies the rest among them; first who was named."""
+    entries = {f"acl-1 egress {n}": {"cidr": "0.0.0.0/0", "action": a, "protocol": "-1"}
+               for n, a in ((100, "allow"), (32767, "deny"))}  # fmt: skip
+    peers = tuple(f"198.51.100.{n}/32" for n in range(30))
+    found = plan(isolated(acl_entry=entries), Wanted(("10.9.0.0/24",), peers=peers))
+    assert [c.after["cidr"] for c in found.changes] == list(peers[:18])
+    [gap] = found.gaps
+    assert "198.51.100.18/32" in gap
+    assert "7 more" in gap
+
+
+def test_who_is_named_and_observed_is_cut_once():
+    entries = {"acl-1 egress 100": {"cidr": "0.0.0.0/0", "action": "allow", "protocol": "-1"}}
+    wanted = Wanted(("10.9.0.0/24",), peers=("192.0.2.1/32", "192.0.2.1/32"))
+    assert len(plan(isolated(acl_entry=entries), wanted).changes) == 1
+
+
 def test_an_entry_that_stands_is_enough_unless_something_allows_before():
     deny = {"cidr": "192.0.2.1/32", "action": "deny", "protocol": "-1"}
     allow = {"cidr": "0.0.0.0/0", "action": "allow", "protocol": "-1"}
@@ -98,6 +119,63 @@ def test_the_deny_names_this_instance_only():
     [statement] = json.loads(session_deny("i-1"))["Statement"]
     assert statement["Condition"] == {"StringLike": {"aws:userid": "*:i-1"}}
     assert (statement["Effect"], statement["Action"], statement["Resource"]) == ("Deny", "*", "*")
+
+
+MOMENT = "2026-03-01T12:00:00Z"
+
+
+def role_deny(before=None, **wanted):
+    """What is wanted of the deny of one role: text, gaps."""
+    found = plan(isolated(session_deny={"web": before}), Wanted(("10.9.0.0/24",), **wanted))
+    return [c.after for c in found.changes], found.gaps
+
+
+def test_sessions_that_it_assumed_are_denied_beside_its_own():
+    chained = {"web": ("AROAAAAAAAAAAAAAAAAAA:job",)}
+    given = {Attribute("session-deny", "web"): session_deny("i-1")}
+    [text], _ = role_deny(session_deny("i-1"), sessions=chained, given=given)
+    assert Deny.parse(text) == Deny(("*:i-1", "AROAAAAAAAAAAAAAAAAAA:job"))
+    assert role_deny(text, sessions=chained) == ([], ())
+    assert role_deny(text) == ([], ())  # the event is too old to be found again
+
+
+def test_a_role_that_it_only_assumed_is_not_denied_to_the_instance():
+    [text], _ = role_deny(sessions={"web": ("AROAAAAAAAAAAAAAAAAAA:job",)})
+    assert Deny.parse(text).users == ("AROAAAAAAAAAAAAAAAAAA:job",)
+
+
+def test_more_sessions_than_a_deny_has_room_for_are_named():
+    many = tuple(f"AROAAAAAAAAAAAAAAAAAA:{'x' * 55}{n:02}" for n in range(30))
+    [text], [gap] = role_deny(sessions={"web": many})
+    held = Deny.parse(text).users
+    assert len(text) <= 1000
+    assert held == many[: len(held)]
+    assert f"no room for {30 - len(held)} more" in gap
+
+
+def test_a_moment_stays_what_it_was():
+    before = Deny(("*:i-1",), MOMENT).text
+    assert role_deny(before, wide="2027-01-01T00:00:00Z") == ([], ())
+
+
+def test_the_moment_lies_ahead_of_now():
+    assert token_end(datetime(2026, 3, 1, 11, 45, tzinfo=UTC)) == MOMENT
+
+
+@pytest.mark.parametrize(
+    "text", [None, "", "[]", "{}", '{"Statement":3}', '{"Statement":[{"Condition":{"X":{}}}]}',
+             Deny(("*:i-1",)).text.replace('"*"', '"s3:*"')],
+)  # fmt: skip
+def test_a_policy_that_is_not_ours_says_nothing(text):
+    assert Deny.parse(text) == Deny()
+
+
+def test_a_user_is_denied_what_was_issued_and_no_more():
+    found = plan(isolated(user_deny={"bob": None}, access_key={"bob AKIA1": "Active"}),
+                 Wanted(("10.9.0.0/24",), keys_end=MOMENT))  # fmt: skip
+    assert [(c.attribute.kind, c.after) for c in found.changes] == [
+        ("access-key", "Inactive"), ("user-deny", Deny(before=MOMENT).text),
+    ]  # fmt: skip
 
 
 def test_the_isolation_group_always_has_an_egress_rule():
