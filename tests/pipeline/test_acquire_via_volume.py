@@ -84,8 +84,8 @@ def test_a_device_with_a_journal_to_replay_is_read_as_it_is(
     assert bench("verify", "T-1").code == 0
 
 
-def test_what_does_not_go_with_it_is_usage(cloud):
+def test_what_does_not_go_with_it_is_usage(impound):
     for more in ("--no-copy", "--since=last"):
-        result = cloud("acquire", "volume", "vol-0123456789abcdef0", "--account", AUDIT,
+        result = impound("acquire", "volume", "vol-0123456789abcdef0", "--account", AUDIT,
                        "--case", "T-1", "--via", "volume", more)  # fmt: skip
         assert (result.code, "--via volume" in result.err) == (2, True)
