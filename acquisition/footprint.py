@@ -7,6 +7,7 @@ its record behind. What was typed as a secret never comes here: passwords go by 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import threading
@@ -46,6 +47,7 @@ class Footprint(Closing):
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
             self._fd = os.open(self.path, flags, 0o600)
+            fcntl.flock(self._fd, fcntl.LOCK_EX)  # so that others see that the session lives
 
     def begin(self, what: str, **facts: JsonValue) -> int:
         """Note an act before it is done; return its number."""
@@ -78,9 +80,9 @@ class Footprint(Closing):
 
     def done(self) -> None:
         """Remove the file: the record is in custody."""
-        self.close()
         if self.path is not None:
             self.path.unlink(missing_ok=True)
+        self.close()
 
 
 def _cleaned(facts: Mapping[str, JsonValue]) -> dict[str, JsonValue]:

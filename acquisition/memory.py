@@ -89,12 +89,14 @@ def look(remote: Remote) -> Look:
     said = remote.run(
         "cat /proc/version /proc/sys/kernel/random/boot_id; "
         "for t in dd lz4 zstd gzip; do command -v $t >/dev/null 2>&1 && echo tool $t; done; "
-        "grep -E 'MemTotal|MemFree' /proc/meminfo; cat /sys/kernel/security/lockdown 2>/dev/null",
+        "echo kptr $(cat /proc/sys/kernel/kptr_restrict); "
+        "cat /sys/kernel/security/lockdown 2>/dev/null; true",
         "kernel, boot, tools, size of memory",
     ).out.decode("utf-8", "replace")  # fmt: skip
     lines = said.split("\n")
     banner, boot = lines[0], lines[1] if len(lines) > 1 else ""
     tools = frozenset(line[5:] for line in lines if line.startswith("tool "))
+    kptr = next((line[5:] for line in lines if line.startswith("kptr ")), "")
     lockdown = next((line for line in lines if "[" in line and "none" in line), "")
     head = _head(remote, tools, lockdown)
     iomem = remote.run("cat /proc/iomem", "which ranges are RAM", root=True).out
@@ -102,7 +104,8 @@ def look(remote: Remote) -> Look:
     return Look(
         made, clean(banner, 400), clean(boot, 64), tools, head, iomem,
         {"kernel": clean(banner, 400), "boot_id": clean(boot, 64), "lockdown": clean(lockdown, 80),
-         "tools": [*sorted(tools)], "machine": made.machine, "paging_levels": made.levels},
+         "tools": [*sorted(tools)], "machine": made.machine, "paging_levels": made.levels,
+         "kptr_restrict": clean(kptr, 8)},
     )  # fmt: skip
 
 
@@ -206,6 +209,15 @@ class KcoreCapture(Closing):
             "/proc/kcore of the running host, read over SSH in pieces by dd or SFTP, laid out as a "
             "LiME image; pages change while it runs, so it is not the state of one moment"
         )
+
+    def restart(self) -> None:
+        """Begin anew: nothing of what was read counts."""
+        self._close_piece()
+        self.scan = Scan(self.look.plan, self.look.banner)
+        self.scanned.clear()
+        self.log.clear()
+        self.lost.clear()
+        self._next = 0
 
     def next_data(self, offset: int) -> int:
         """Every page is read; zeros are recognised afterwards."""

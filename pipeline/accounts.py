@@ -162,6 +162,8 @@ class Accounts:
         if self._settings.aws.source_identity and self._settings.responder:
             extra["SourceIdentity"] = _NOT_IN_A_NAME.sub("_", self._settings.responder)[:64]
         core = get_session()
+        # Service models are read once for all accounts: half a second each otherwise.
+        core.register_component("data_loader", source._session.get_component("data_loader"))
         core.set_config_variable("region", source.region_name)
         fetcher = AssumeRoleCredentialFetcher(
             functools.partial(core.create_client, region_name=source.region_name),

@@ -175,6 +175,100 @@ class WorkstationSettings(BaseModel):
     )  # fmt: skip
 
 
+class SshSettings(BaseModel):
+    """How hosts under investigation are reached and logged in to."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    user: str = Field(
+        default="ec2-user", pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}$",
+        description="account on the hosts",
+    )  # fmt: skip
+    port: int = Field(default=22, ge=1, le=65535, description="port of sshd")
+    instance_connect: bool = Field(
+        default=True, description="first push a key of the run by EC2 Instance Connect"
+    )
+    ca_key: str = Field(
+        default="", description="private key whose certificate golden images trust (file)"
+    )
+    ca_certificate: str = Field(default="", description="its certificate (file)")
+    key: str = Field(default="", description="the operator's private key, tried last (file)")
+    host_keys: str = Field(
+        default="", description="file of host keys that must be met, one a line (inventory)"
+    )
+    strict_host_keys: bool = Field(
+        default=False, description="refuse a host whose key nobody vouched for"
+    )
+    source: str = Field(
+        default="", description="address that hosts see us come from (default: our route to them)"
+    )
+    jump: str = Field(
+        default="", pattern=r"^(|[^@\s]+@[^@\s]+)$", description="jump host, user@host[:port]"
+    )
+    endpoint: str = Field(
+        default="", pattern=r"^(|auto|eice-[0-9a-f]{8,17})$",
+        description="EC2 Instance Connect Endpoint to go through, or auto: that of the VPC",
+    )  # fmt: skip
+    at: dict[Annotated[str, Field(pattern=r"^i-[0-9a-f]{8,17}$")], str] = Field(
+        default={}, description="host:port where single instances answer, if not at their address"
+    )
+    patience_s: int = Field(
+        default=120, ge=0, le=86400, description="seconds that a lost host is tried again"
+    )
+
+
+class ReadinessSettings(BaseModel):
+    """What `impound readiness` looks at, and what `--fix` sets."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    accounts: tuple[Annotated[str, Field(pattern=r"^[0-9]{12}$")], ...] = Field(
+        default=(), description="accounts to look at (default: those of the organisation)"
+    )
+    regions: tuple[Annotated[str, Field(pattern=r"^[a-z0-9-]{5,30}$")], ...] = Field(
+        default=(), description="Regions to look at (default: that of the session)"
+    )
+    namespace: str = Field(
+        default="", pattern=r"^[A-Za-z0-9+=,.@_-]{0,30}$",
+        description="the federated roles are called <namespace>-saml-… (default: any)",
+    )  # fmt: skip
+    contact_email: str = Field(
+        default="", pattern=r"^(|[^@\s]{1,60}@[^@\s]{1,190})$",
+        description="security contact of every account, a distribution list",
+    )  # fmt: skip
+    contact_phone: str = Field(
+        default="", pattern=r"^[0-9+() -]{0,25}$", description="its telephone number"
+    )
+    subnets: tuple[Annotated[str, Field(pattern=r"^subnet-[0-9a-f]{8,17}$")], ...] = Field(
+        default=(), description="subnets of the Audit account in which workstations start"
+    )
+    ami_parameter: str = Field(
+        default="/impound/ami", pattern=r"^/[A-Za-z0-9_./-]{1,500}$",
+        description="SSM parameter that holds the id of the forensics AMI",
+    )  # fmt: skip
+    ami_days: int = Field(
+        default=90, ge=1, le=3650, description="age from which the forensics AMI is too old, days"
+    )
+    ca_images: tuple[Annotated[str, Field(pattern=r"^ami-[0-9a-f]{8,17}$")], ...] = Field(
+        default=(), description="golden images that trust the SSH authority of the responders"
+    )
+    event_bus: str = Field(
+        default="impound", pattern=r"^[A-Za-z0-9._-]{1,256}$",
+        description="event bus of the Audit account",
+    )  # fmt: skip
+    event_queue: str = Field(
+        default="impound-events", pattern=r"^[A-Za-z0-9._-]{1,80}$",
+        description="queue that its events end in",
+    )  # fmt: skip
+    flow_log_destination: str = Field(
+        default="", pattern=r"^(|arn:aws[a-z-]*:s3:::[a-z0-9][A-Za-z0-9._/-]{1,300})$",
+        description="ARN of the bucket that new flow logs go to",
+    )  # fmt: skip
+    symbols: str = Field(
+        default="", description="directory of kernel symbols (default: in the cache directory)"
+    )
+
+
 class EngineSettings(BaseModel):
     """Where responses are kept while they run."""
 
@@ -227,8 +321,10 @@ class Settings(BaseModel):
     s3: S3Settings = Field(S3Settings(), description="stores in S3")
     signing: SigningSettings = Field(SigningSettings(), description="keys in KMS")
     aws: AwsSettings = Field(AwsSettings(), description="the landing zone")
+    ssh: SshSettings = Field(SshSettings(), description="hosts under investigation")
     engine: EngineSettings = Field(EngineSettings(), description="responses")
     workstation: WorkstationSettings = Field(WorkstationSettings(), description="workstations")
+    readiness: ReadinessSettings = Field(ReadinessSettings(), description="checks before incidents")
     accounts: dict[Annotated[str, Field(pattern=r"^[0-9]{12}$")], AccountSettings] = Field(
         {}, description="how single accounts are reached, by account id"
     )

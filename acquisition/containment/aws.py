@@ -336,7 +336,7 @@ class Aws:
         pages = self.ec2.get_paginator("describe_security_group_rules").paginate(
             Filters=[{"Name": "group-id", "Values": [group]}]
         )
-        return [(_rule(r), r) for page in pages for r in page["SecurityGroupRules"]]
+        return [(rule_text(r), r) for page in pages for r in page["SecurityGroupRules"]]
 
     def _mend_group(self, vpc: str, value: Any) -> JsonValue:
         """Make the group if it is missing; let it have these rules and no others."""
@@ -588,7 +588,8 @@ def _entries(acl: Mapping[str, Any]) -> dict[tuple[str, int], JsonValue]:
     }  # fmt: skip
 
 
-def _rule(rule: Mapping[str, Any]) -> str:
+def rule_text(rule: Mapping[str, Any]) -> str:
+    """Return a security group rule in one line: `ingress tcp 22 10.1.0.0/24`."""
     low, high = rule.get("FromPort", -1), rule.get("ToPort", -1)
     ports = "all" if rule["IpProtocol"] == "-1" else str(low) if low == high else f"{low}-{high}"
     whom = (

@@ -248,4 +248,5 @@ def _bars(options: Globals) -> Iterator[Callable[[str], Progress]]:
         yield bar
 
 
-from pipeline.cli import remains as _remains  # noqa: E402, F401 (a command of this group)
+from pipeline.cli import host as _host  # noqa: E402, F401 (commands of this group)
+from pipeline.cli import remains as _remains  # noqa: E402, F401

@@ -64,6 +64,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "analyse": ("pipeline.cli.analyse", "Run analysis jobs over items."),
     "query": ("pipeline.cli.query", "Ask SQL of what the jobs found."),
     "report": ("pipeline.cli.report", "Write the case's report as one HTML page."),
+    "readiness": ("pipeline.cli.readiness", "Say whether all is in place before an incident."),
     "gameday": ("pipeline.cli.gameday", "Rehearse the whole job on evidence made for it."),
     "self-check": ("pipeline.cli.self_check", "Check this installation."),
     "config": ("pipeline.cli.config", "Show the settings and where they come from."),

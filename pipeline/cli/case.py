@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from acquisition.footprint import acts
 from evidence_store.case import CaseState
 from evidence_store.errors import IntegrityError, SigningKeyError, StoreError
 from evidence_store.ledger import Draft
@@ -18,6 +20,9 @@ from evidence_store.store import Case, check_case_id
 from pipeline.cli.base import Command, Globals, Group, human, pass_globals, receipt, table
 from pipeline.errors import UsageError
 from pipeline.lineage import Link, lineage
+
+_MAX_ACTS = 200  # of one session in a listing
+_MAX_FOOTPRINT_BYTES = 16 << 20
 
 
 @click.group(cls=Group)
@@ -134,6 +139,7 @@ def show(options: Globals, case_id: str) -> None:
     state, checkpoint = found.state, found.latest_checkpoint()
     entries = [_entry(e.event, e.sha256) for e in found.ledger.entries]
     chains = _lineages(found)
+    sessions = _sessions(found)
     items: list[dict[str, Any]] = [
         {
             "item": i.item_id, "kind": i.kind, "source": i.source, "state": i.state,
@@ -149,7 +155,7 @@ def show(options: Globals, case_id: str) -> None:
         "received": state.received and {**state.received, "exports": list(state.deliveries)},
         "keys": [{**k.allowed.model_dump(), "since": k.since, "revoked": k.revoked}
                  for k in found.listed_keys],
-        "items": items, "entries": entries,
+        "items": items, "entries": entries, "sessions": sessions,
     }  # fmt: skip
     lines = [
         f"case {case_id}  {state.title}",
@@ -164,6 +170,7 @@ def show(options: Globals, case_id: str) -> None:
                  ", ".join(n["outcome"] for n in i["intents"]) or "-",
                  i["source"]) for i in items]),
         *_chained(chains),
+        *_footprints(sessions),
         "",
         *table(("KEY", "USE", "SINCE ENTRY", "REVOKED BY", "FINGERPRINT"),
                [(k.allowed.kid, k.allowed.use, k.since,
@@ -200,6 +207,55 @@ def _chained(chains: Mapping[str, list[Link]]) -> list[str]:
              f"{'  ' * n}{'→ ' if n else ''}{link}")
             for item, chain in chains.items() for n, link in enumerate(chain)]  # fmt: skip
     return ["", *table(("ITEM", "ENTRY", "LINEAGE"), rows)]
+
+
+def _sessions(found: Case) -> list[dict[str, Any]]:
+    """Sessions on hosts, each with its acts as its footprint has them."""
+    made = []
+    for event in found.ledger.events:
+        if event.action != "session.recorded" or event.item is None:
+            continue
+        done: list[dict[str, Any]] = []
+        error = None
+        try:
+            for member in [m for m in found.members(event.item) if m["object"]]:
+                with os.fdopen(found.open_member(event.item, member["name"]), "rb") as f:
+                    done += acts(f.read(_MAX_FOOTPRINT_BYTES).splitlines())
+        except (StoreError, IntegrityError) as e:  # the ledger is shown all the same
+            error = str(e)
+        made.append({"entry": event.seq, "item": event.item, **(event.data or {}), "acts": done,
+                     "error": error})  # fmt: skip
+    return made
+
+
+def _footprints(sessions: list[dict[str, Any]]) -> list[str]:
+    rows = []
+    for session in sessions:
+        rows.append(
+            (
+                session["item"],
+                "-",
+                "-",
+                "-",
+                session["error"]
+                or f"{session.get('step')} on {session.get('target')} by {session.get('login')}",
+            )
+        )
+        for act in session["acts"][:_MAX_ACTS]:
+            if act.get("what") == "command":
+                code = act.get("code")
+                rows.append(
+                    (
+                        "",
+                        "-" if code is None else code,
+                        act.get("out_bytes", "-"),
+                        act.get("outcome", "no end"),
+                        str(act.get("command"))[:120],
+                    )
+                )
+        if (left := len(session["acts"]) - _MAX_ACTS) > 0:
+            rows.append(("", "-", "-", "-", f"and {left} more acts, in {session['item']}"))
+    return ["", *table(("SESSION", "CODE", "BYTES", "OUTCOME", "COMMAND"), rows)] if rows else []
 
 
 def _received(state: CaseState) -> list[str]:

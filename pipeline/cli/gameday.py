@@ -28,10 +28,15 @@ SCENARIOS = ("all", "offline", "response")
               help="Run a practice landing zone on this machine until interrupted.")  # fmt: skip
 @click.option("--env-file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="With --serve: variables for a shell, there when all is ready.")  # fmt: skip
+@click.option("--organisation", is_flag=True,
+              help="With --serve: all that `readiness` looks for is in place.")  # fmt: skip
+@click.option("--defect", "defects", multiple=True, metavar="CHECK|all",
+              help="With --organisation: but for what this check finds; `all`: all that --fix"
+              " mends.")  # fmt: skip
 @pass_globals
 def gameday(
     options: Globals, scenario: str, seed: int, output: Path | None, serve: bool,
-    env_file: Path | None,
+    env_file: Path | None, organisation: bool, defects: tuple[str, ...],
 ) -> int:  # fmt: skip
     """Rehearse the whole job on evidence made for it; end with a scorecard.
 
@@ -47,8 +52,10 @@ def gameday(
     """
     if serve and output:
         raise UsageError("--output does not go with --serve, which keeps nothing")
+    if (organisation and not serve) or (defects and not organisation):
+        raise UsageError("--organisation goes with --serve, --defect with --organisation")
     if serve:
-        return _serve(options, env_file)
+        return _serve(options, env_file, _defects(defects) if organisation else None)
     if env_file:
         raise UsageError("--env-file goes with --serve")
     from pipeline.gameday.offline import OfflineGameDay
@@ -77,7 +84,21 @@ def gameday(
     return 0 if card.passed else 1
 
 
-def _serve(options: Globals, env_file: Path | None) -> int:
+def _defects(names: tuple[str, ...]) -> list[str]:
+    """Names of defects, in order. Raises: UsageError."""
+    try:
+        from pipeline.gameday.aws.organisation import DEFECTS, FOR_PEOPLE
+    except ImportError:
+        return []  # the stand-in is not installed; `serving` says so
+    mended = [n for n in DEFECTS if n not in FOR_PEOPLE]
+    for name in names:
+        if name not in DEFECTS and name != "all":
+            raise UsageError(f"no defect is called {name}", hint=f"all: {', '.join(DEFECTS)}")
+    wanted = set(names) | (set(mended) if "all" in names else set())
+    return [n for n in DEFECTS if n in wanted]
+
+
+def _serve(options: Globals, env_file: Path | None, defects: list[str] | None) -> int:
     from pipeline.gameday.serve import serving
 
     with contextlib.ExitStack() as stack:
@@ -85,7 +106,7 @@ def _serve(options: Globals, env_file: Path | None) -> int:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="impound-"))
             env_file = Path(folder) / "env"
         options.say("starting AWS on this machine ...")
-        now, wait = stack.enter_context(serving(env_file))
+        now, wait = stack.enter_context(serving(env_file, defects))
         where = str(env_file.absolute())
         made = {
             "endpoint": now.server.endpoint, "env_file": where, "store": now.seeded.store,

@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipeline.cli.acquire import NO_COPY, parsed, target_options
 from pipeline.cli.base import Globals, Group, human, pass_globals, table
 from pipeline.cli.case import checked
+from pipeline.cli.host import access_options
+from pipeline.cli.host import show_plan as show_host_plan
 from pipeline.cli.respond import respond_options, show_plan
 
 if TYPE_CHECKING:
@@ -47,6 +49,21 @@ def snapshot(
     """The same of `acquire snapshot`."""
     found = [parsed(options, targets, account, region, snapshot=True)]
     return show(options, checked(case_id), found, copy=not no_copy)
+
+
+def _of_host(name: str) -> None:
+    @plan.command(name=name, help=f"How `acquire {name}` reaches the host, and what it runs there.")
+    @target_options(1, "TARGET")
+    @access_options
+    @pass_globals
+    def command(
+        options: Globals, /, targets: str, case_id: str, account: str, region: str, **how: Any
+    ) -> int:
+        return show_host_plan(options, case_id, targets, account, region, name, **how)
+
+
+_of_host("memory")
+_of_host("live")
 
 
 @plan.command()

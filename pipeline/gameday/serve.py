@@ -13,7 +13,7 @@ import shlex
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -24,6 +24,7 @@ from pipeline.gameday.disks import ext4_disk, plant, tool, traces, xfs_disk
 from pipeline.gameday.scorecard import StepFailedError
 
 if TYPE_CHECKING:
+    from pipeline.gameday.aws.organisation import Organisation
     from pipeline.gameday.aws.seed import Seeded
     from pipeline.gameday.aws.stand import ServerProcess
 
@@ -62,8 +63,12 @@ def images_path(env_file: Path) -> Path:
 
 
 @contextlib.contextmanager
-def serving(env_file: Path) -> Iterator[tuple[Zone, Callable[[], None]]]:
+def serving(
+    env_file: Path, defects: Sequence[str] | None = None
+) -> Iterator[tuple[Zone, Callable[[], None]]]:
     """Start the stand-in and write the file; yield (zone, wait). At the end all is gone.
+
+    `defects`: as of `standing`.
 
     `wait` returns on SIGINT, SIGTERM or SIGHUP, which interrupt nothing else, and raises
     StandInError if the stand-in ended by itself.
@@ -71,7 +76,7 @@ def serving(env_file: Path) -> Iterator[tuple[Zone, Callable[[], None]]]:
     Raises: UsageError if `env_file` is something else; StandInError.
     """
     stop = threading.Event()
-    with _signals(stop), standing(env_file) as zone:
+    with _signals(stop), standing(env_file, defects=defects) as zone:
 
         def wait() -> None:
             while not stop.wait(0.2):
@@ -82,8 +87,11 @@ def serving(env_file: Path) -> Iterator[tuple[Zone, Callable[[], None]]]:
 
 
 @contextlib.contextmanager
-def standing(env_file: Path, seed: int = 1) -> Iterator[Zone]:
+def standing(env_file: Path, seed: int = 1, defects: Sequence[str] | None = None) -> Iterator[Zone]:
     """Start the stand-in, its disks with the traces of `seed`, and write the file.
+
+    `defects`: None: what a response needs; else everything that `readiness` looks for is in place,
+    but for what these checks find.
 
     Raises: UsageError if `env_file` is something else; StandInError.
     """
@@ -107,6 +115,9 @@ def standing(env_file: Path, seed: int = 1) -> Iterator[Zone]:
             seeded = make(server, HANDLER, images)
         except (StandError, AccountError, StepFailedError) as e:
             raise StandInError(str(e)) from e
+        organisation = None
+        if defects is not None:
+            organisation = _organise(server, seeded, defects)
         variables = {
             "AWS_ENDPOINT_URL": server.endpoint,
             **seeded.responder.environment(),
@@ -115,7 +126,7 @@ def standing(env_file: Path, seed: int = 1) -> Iterator[Zone]:
         }
         zone = Zone(server, variables, seeded, (*LEFT_OUT, *left_out))
         stack.callback(_remove, config_path(env_file))
-        _write(config_path(env_file), _settings(seeded))
+        _write(config_path(env_file), _settings(seeded, organisation))
         stack.callback(_remove, env_file)
         _write(env_file, [_MARK, *zone.exports()])
         yield zone
@@ -149,7 +160,22 @@ def _images(folder: Path, seed: int, stack: contextlib.ExitStack) -> tuple[list[
     return made, missing
 
 
-def _settings(seeded: Seeded) -> list[str]:
+def _organise(server: ServerProcess, seeded: Seeded, defects: Sequence[str]) -> Organisation:
+    """Put everything in place, then the defects. Raises: StandInError."""
+    from pipeline.gameday.aws.organisation import DEFECTS, organise
+
+    if seeded.estate is None:
+        raise StandInError(
+            "the organisation needs an instance, and its disks could not be made",
+            hint="apt install e2fsprogs",
+        )
+    made = organise(server, seeded)
+    for name in defects:
+        DEFECTS[name](made)
+    return made
+
+
+def _settings(seeded: Seeded, organisation: Organisation | None) -> list[str]:
     return [
         _MARK,
         f'store = "{seeded.store}"',  # where the sealer seals
@@ -160,6 +186,7 @@ def _settings(seeded: Seeded) -> list[str]:
         f'external_id = "{seeded.estate.external_id if seeded.estate else ""}"',
         'source_lock = "governance"',
         "source_lock_days = 1",
+        *(organisation.aws_settings() if organisation else []),
         "[s3]",
         f'kms_key = "{seeded.store_key}"',
         "[signing]",
@@ -168,6 +195,7 @@ def _settings(seeded: Seeded) -> list[str]:
         f'sealer = "{seeded.sealer}"',
         "[workstation]",
         *(f'{name} = "{value}"' for name, value in seeded.workstation.items()),
+        *(organisation.settings() if organisation else []),
     ]
 
 

@@ -114,17 +114,22 @@ def settings(home, zone):
 
 
 @pytest.fixture
-def cloud(home, impound, aws_server, zone, settings, monkeypatch):
+def responder(home, aws_server, zone, monkeypatch):
+    """Credentials of a responder; settings are read from `home / "impound.toml"`."""
     from pipeline.gameday.aws.accounts import REGION
 
     for name, value in {
         **zone.responder.environment(), "AWS_ENDPOINT_URL": aws_server.endpoint,
         "AWS_CONFIG_FILE": str(home / "none"), "AWS_SHARED_CREDENTIALS_FILE": str(home / "none"),
-        "AWS_EC2_METADATA_DISABLED": "true", "IMPOUND_CONFIG": str(settings()),
-        "AWS_DEFAULT_REGION": REGION,
+        "AWS_EC2_METADATA_DISABLED": "true", "AWS_DEFAULT_REGION": REGION,
+        "IMPOUND_CONFIG": str(home / "impound.toml"),
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("acquisition.snapshot.PAUSE_S", 0.01)
+
+
+@pytest.fixture
+def cloud(impound, responder, settings):
     assert impound("case", "open", "T-1", "--contact", "soc@a.org").code == 0
     return impound
 

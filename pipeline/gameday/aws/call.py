@@ -216,6 +216,7 @@ def install() -> None:
         raise MotoVersionError(f"moto {moto.__version__} is installed, {MOTO_VERSION} is needed")
     # Those that are not named again register themselves.
     from pipeline.gameday.aws import (  # noqa: F401
+        backup,
         direct,
         ended,
         events,
@@ -224,6 +225,7 @@ def install() -> None:
         images,
         instances,
         kms,
+        landing,
         listing,
         network,
         recycle,
@@ -238,7 +240,7 @@ def install() -> None:
 
     for extension in (
         events, listing, volumes, snapshots, instances, recycle, images, ended, trail, network,
-        stacks,
+        backup, stacks,
     ):  # fmt: skip
         extension.install()
     for name in ("urls", "url_paths"):
