@@ -133,6 +133,52 @@ class AwsSettings(BaseModel):
     )
 
 
+def _id(prefix: str) -> str:
+    return rf"^(|{prefix}-[0-9a-f]{{8,17}})$"
+
+
+class WorkstationSettings(BaseModel):
+    """Where workstations are launched, in the Audit account."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    vpc: str = Field(default="", pattern=_id("vpc"), description="VPC of workstations")
+    subnet: str = Field(
+        default="", pattern=_id("subnet"), description="its subnet, without a public address"
+    )
+    endpoint_group: str = Field(
+        default="", pattern=_id("sg"), description="security group of its interface endpoints"
+    )
+    s3_prefix_list: str = Field(
+        default="", pattern=_id("pl"), description="prefix list of S3 in its Region"
+    )
+    volume_key: str = Field(
+        default="", pattern=_KMS_KEY,
+        description="ARN of the KMS key of its root volume (default: aws.snapshot_key)",
+    )  # fmt: skip
+    ami: str = Field(
+        default="", pattern=_id("ami"), description="its image (default: ami_parameter names it)"
+    )
+    ami_parameter: str = Field(
+        default="/impound/ami", pattern=r"^/[A-Za-z0-9_./-]{1,500}$",
+        description="SSM parameter that holds the id of its image",
+    )  # fmt: skip
+    instance_type: str = Field(
+        default="m6i.xlarge", pattern=r"^[a-z0-9-]+\.[a-z0-9]+$", description="its instance type"
+    )
+    profile: str = Field(
+        default="impound-workstation", pattern=r"^[A-Za-z0-9+=,.@_-]{1,128}$",
+        description="its instance profile",
+    )  # fmt: skip
+    database_group: str = Field(
+        default="", pattern=_id("sg"), description="security group of the engine's PostgreSQL"
+    )
+    engine_secret: str = Field(
+        default="", pattern=r"^(|arn:aws[a-z-]*:secretsmanager:[A-Za-z0-9:/_+=.@-]+)$",
+        description="ARN of the secret that holds the engine's URL",
+    )  # fmt: skip
+
+
 class SshSettings(BaseModel):
     """How hosts under investigation are reached and logged in to."""
 
@@ -285,6 +331,7 @@ class Settings(BaseModel):
     aws: AwsSettings = Field(AwsSettings(), description="the landing zone")
     ssh: SshSettings = Field(SshSettings(), description="hosts under investigation")
     engine: EngineSettings = Field(EngineSettings(), description="responses")
+    workstation: WorkstationSettings = Field(WorkstationSettings(), description="workstations")
     readiness: ReadinessSettings = Field(ReadinessSettings(), description="checks before incidents")
     accounts: dict[Annotated[str, Field(pattern=r"^[0-9]{12}$")], AccountSettings] = Field(
         {}, description="how single accounts are reached, by account id"

@@ -55,6 +55,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "approve": ("pipeline.cli.respond", "Approve a step that waits."),
     "jobs": ("pipeline.cli.respond", "List the engine's jobs."),
     "worker": ("pipeline.cli.respond", "Do the jobs of a fleet."),
+    "workstation": ("pipeline.cli.workstation", "Launch, list and end forensics workstations."),
     "ingest": ("pipeline.cli.ingest", "Take a file, device, directory or stream into custody."),
     "item": ("pipeline.cli.item", "List items and read them back."),
     "verify": ("pipeline.cli.verify", "Prove that nothing changed, or name what did."),

@@ -262,6 +262,8 @@ def _settings(zone: Zone, organisation: Organisation | None) -> list[str]:
         f'entry_key = "{seeded.entry_key}"',
         f'checkpoint_key = "{seeded.checkpoint_key}"',
         f'sealer = "{seeded.sealer}"',
+        "[workstation]",
+        *(f'{name} = "{value}"' for name, value in seeded.workstation.items()),
         *(organisation.settings() if organisation else []),
     ]
 

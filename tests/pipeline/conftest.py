@@ -174,6 +174,40 @@ def process(cloud):
         made.communicate()
 
 
+# -- a workstation in the Audit account
+
+
+@pytest.fixture
+def bench(cloud, zone, settings, monkeypatch):
+    """The command line with all that a workstation needs; the store is a directory."""
+    lines = [f'{name} = "{value}"' for name, value in zone.workstation.items()]
+    settings("[s3]\n" + f'kms_key = "{zone.store_key}"\n[workstation]\n' + "\n".join(lines) + "\n")
+    monkeypatch.setattr("acquisition.workstation.PAUSE_S", 0.01)
+    # Where evidence lies is of no matter to EC2; a local store is quicker.
+    monkeypatch.setattr("pipeline.session.Session.in_aws", False)
+    from pipeline.workstation import parameters as plain
+
+    monkeypatch.setattr(
+        "pipeline.workstation.parameters",
+        lambda settings, _uri, *more: plain(settings, "s3://evidence", *more),
+    )
+    return cloud
+
+
+@pytest.fixture
+def launched(bench):
+    made = bench("--json", "workstation", "launch", "--case", "T-1", "--target", "10.0.0.5")
+    assert made.code == 0, made.err
+    return made.json
+
+
+@pytest.fixture
+def ec2(aws_server):
+    from pipeline.gameday.aws.accounts import AUDIT
+
+    return aws_server.client("ec2", AUDIT)
+
+
 # -- the engine alone
 
 

@@ -234,13 +234,14 @@ def install() -> None:
         scaling,
         sessions,
         snapshots,
+        stacks,
         trail,
         volumes,
     )
 
     for extension in (
         events, listing, volumes, snapshots, instances, recycle, images, ended, trail, network,
-        backup, keystacks,
+        backup, keystacks, stacks,
     ):  # fmt: skip
         extension.install()
     for name in ("urls", "url_paths"):

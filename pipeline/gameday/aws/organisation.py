@@ -202,7 +202,9 @@ def _forensics(stand: Stand, template: str) -> str:
     )["Instances"][0]["InstanceId"]  # fmt: skip
     image = ec2.create_image(InstanceId=started, Name="impound-forensics")["ImageId"]
     ec2.terminate_instances(InstanceIds=[started])
-    stand.client("ssm", AUDIT).put_parameter(Name=AMI_PARAMETER, Value=image, Type="String")
+    stand.client("ssm", AUDIT).put_parameter(
+        Name=AMI_PARAMETER, Value=image, Type="String", Overwrite=True
+    )
     if template:
         cloudformation = stand.client("cloudformation", AUDIT)
         cloudformation.create_stack(StackName="impound-REHEARSAL", TemplateBody=template)
