@@ -219,6 +219,7 @@ def install() -> None:
         backup,
         direct,
         ended,
+        endpoints,
         events,
         functions,
         identities,
@@ -227,7 +228,6 @@ def install() -> None:
         kms,
         landing,
         listing,
-        network,
         recycle,
         s3,
         scaling,
@@ -238,7 +238,7 @@ def install() -> None:
     )
 
     for extension in (
-        events, listing, volumes, snapshots, instances, recycle, images, ended, trail, network,
+        events, listing, volumes, snapshots, instances, recycle, images, ended, trail, endpoints,
         backup,
     ):  # fmt: skip
         extension.install()
