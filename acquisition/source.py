@@ -28,6 +28,7 @@ from pydantic import JsonValue
 
 from acquisition.closing import Closing
 from acquisition.container.image import ContainerImage, open_container
+from acquisition.dump import MemoryDump
 from acquisition.errors import AcquisitionError, SourceNotFoundError, UnsupportedSourceError
 from evidence_store.model import clean
 from evidence_store.transfer import Member
@@ -92,7 +93,14 @@ def open_source(path: str, kind: str, *, text: str = "", store: Path | None = No
             return open_container(place, form, text)
         parts += [opened.enter_context(RawFile(p, text)) for p in paths[1:]]
         opened.pop_all()
-    return SplitImage(parts, text) if parts[1:] else parts[0]
+    whole = SplitImage(parts, text) if parts[1:] else parts[0]
+    if kind != "memory":
+        return whole
+    try:
+        return MemoryDump(whole)
+    except OSError as e:
+        whole.close()
+        raise AcquisitionError(f"cannot read {clean(path)}: {e.strerror}") from e
 
 
 class _Descriptor(Closing):
@@ -442,7 +450,14 @@ class Directory(Closing):
 
 
 AnySource = (
-    RawFile | BlockDevice | SplitImage | ContainerImage | StandardInput | PipedFile | Directory
+    RawFile
+    | MemoryDump
+    | BlockDevice
+    | SplitImage
+    | ContainerImage
+    | StandardInput
+    | PipedFile
+    | Directory
 )
 
 

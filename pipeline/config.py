@@ -2,7 +2,8 @@
 """Settings: where they come from, validated once, frozen.
 
 Later wins: built in, `/etc/impound/config.toml`, `$XDG_CONFIG_HOME/impound/config.toml`, the file
-in `$IMPOUND_CONFIG`, `--config`. Never the working directory: it may hold evidence.
+in `$IMPOUND_CONFIG`, the text in `$IMPOUND_SETTINGS` (a function has no file), `--config`. Never
+the working directory: it may hold evidence.
 """
 
 from __future__ import annotations
@@ -124,6 +125,9 @@ class AwsSettings(BaseModel):
         default=12, ge=0, le=2160,
         description="how far back CloudTrail is searched for sessions to end, hours (0: not)",
     )  # fmt: skip
+    access: Literal["role", "chain"] = Field(
+        default="role", description="how accounts are reached that have no table of their own"
+    )
     source_identity: bool = Field(
         default=False, description="send SourceIdentity; every trust policy must allow it"
     )
@@ -320,6 +324,11 @@ def config_home() -> Path:
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "impound"
 
 
+def data_home() -> Path:
+    """`$XDG_DATA_HOME/impound`: what was brought from elsewhere, such as symbol tables."""
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "impound"
+
+
 def state_home() -> Path:
     """`$XDG_STATE_HOME/impound`."""
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "impound"
@@ -341,17 +350,20 @@ def load(explicit: str | None = None) -> Loaded:
     places = [(Path("/etc/impound/config.toml"), False), (config_home() / "config.toml", False)]
     if named := os.environ.get("IMPOUND_CONFIG"):
         places.append((Path(named), True))
+    said = [(str(path), _read(path, required=required)) for path, required in places]
+    if text := os.environ.get("IMPOUND_SETTINGS"):
+        said.append(("$IMPOUND_SETTINGS", _parsed(text, "the settings in $IMPOUND_SETTINGS")))
     if explicit:
-        places.append((Path(explicit), True))
+        said.append((explicit, _read(Path(explicit), required=True)))
     merged: dict[str, Any] = {}
     origin: dict[str, str] = {}
-    for path, required in places:
-        for name, value in _read(path, required=required).items():
+    for place, read in said:
+        for name, value in read.items():
             if isinstance(value, dict) and isinstance(merged.get(name), dict):
                 merged[name] = merged[name] | value
             else:
                 merged[name] = value
-            origin |= dict.fromkeys(_names(name, value), str(path))
+            origin |= dict.fromkeys(_names(name, value), place)
     try:
         settings = Settings.model_validate(merged)
     except ValidationError as e:
@@ -362,7 +374,7 @@ def load(explicit: str | None = None) -> Loaded:
             f"setting {name!r} in {origin.get(name) or origin.get(table, '?')}: {first['msg']}",
             hint="impound config --explain lists all settings",
         ) from e
-    return Loaded(settings, origin, tuple(str(path) for path, _ in places))
+    return Loaded(settings, origin, tuple(place for place, _ in said))
 
 
 def _names(name: str, value: object) -> Iterator[str]:
@@ -374,10 +386,18 @@ def _names(name: str, value: object) -> Iterator[str]:
 
 def _read(path: Path, *, required: bool) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text())
+        text = path.read_text()
     except FileNotFoundError as e:
         if required:
             raise ConfigError(f"no settings file {path}") from e
         return {}
     except (OSError, ValueError) as e:
         raise ConfigError(f"cannot read the settings file {path}: {e}") from e
+    return _parsed(text, f"the settings file {path}")
+
+
+def _parsed(text: str, what: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except ValueError as e:
+        raise ConfigError(f"cannot read {what}: {e}") from e

@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
+from acquisition.avml import Avml, AvmlCapture, seen
 from acquisition.errors import AcquisitionError
+from acquisition.kcore import KcoreError
 from acquisition.live import SIDECARS, Collection
 from acquisition.login import fingerprint
 from acquisition.memory import KcoreCapture, look, recalled
@@ -74,7 +76,7 @@ class Captured:
 
 
 def capture(
-    host: Host, *, again: bool = False,
+    host: Host, *, again: bool = False, avml: Avml | None = None,
     progress: Callable[[str], Progress] = lambda _label: lambda _done, _total: None,
 ) -> Captured:  # fmt: skip
     """Capture the memory of a host, or go on with a capture of the same boot.
@@ -91,7 +93,14 @@ def capture(
     out = Captured(target.arn)
     try:
         with host.open("memory") as remote:
-            _capture(host, remote, out, again, progress)
+            try:
+                _capture(host, remote, out, again, progress)
+            except KcoreError as e:
+                if avml is None:
+                    raise
+                out.remarks.append(f"kcore: {e}")
+                host.say(f"{e}; taking AVML")
+                _by_avml(host, remote, out, avml, progress)
     except AcquisitionError as e:
         if begun.done is None:
             steps.failed(case, begun, str(e))
@@ -112,8 +121,8 @@ def _capture(
     host: Host, remote: Remote, out: Captured, again: bool, progress: Callable[[str], Progress]
 ) -> None:
     case, target = host.case, host.target
-    seen = look(remote)
-    plan = seen.plan
+    looked = look(remote)
+    plan = looked.plan
     host.say(
         f"{target.resource_id}: {len(plan.pieces)} ranges, {plan.readable} bytes of RAM"
         + (f", {len(plan.missing)} ranges that kcore does not show" if plan.missing else "")
@@ -123,7 +132,7 @@ def _capture(
     about: dict[str, JsonValue] = {"instance": target.resource_id, "target": target.arn}
     text = f"memory of {target.resource_id}"
     source = KcoreCapture(
-        remote, seen, text, about, patience_s=host.settings.ssh.patience_s, say=host.say
+        remote, looked, text, about, patience_s=host.settings.ssh.patience_s, say=host.say
     )
     with source:
         began = time.monotonic()
@@ -150,9 +159,34 @@ def _capture(
                 f"the host key {fingerprint(remote.host_key)} was taken at first use: compare it "
                 "with /etc/ssh/ssh_host_* of the disk"
             )
-        if seen.facts.get("kptr_restrict") == "2":
+        if looked.facts.get("kptr_restrict") == "2":
             out.remarks.append("kallsyms hides addresses (kptr_restrict=2); the image has them")
         _sidecars(host, remote, source, out, facts)
+
+
+def _by_avml(
+    host: Host, remote: Remote, out: Captured, avml: Avml, progress: Callable[[str], Progress]
+) -> None:
+    case, text = host.case, f"memory of {host.target.resource_id}"
+    about: dict[str, JsonValue] = {
+        "instance": host.target.resource_id, "target": host.target.arn,
+        "host_key": remote.host_key, "host_key_trust": remote.trust, "login": remote.login,
+    }  # fmt: skip
+    banner = remote.run("cat /proc/version", "kernel").out.decode("utf-8", "replace")
+    iomem = remote.run("cat /proc/iomem", "which ranges are RAM", root=True).out
+    began = time.monotonic()
+    with AvmlCapture(remote, avml, text, about) as source:
+        source.open()
+        taken = case.ingest("memory", source, progress=progress(text))
+    out.item, out.seconds, out.way = taken.item_id, time.monotonic() - began, "avml"
+    out.sha256 = (taken.manifest.content or {}).get("sha256", "")
+    with case.open(out.item) as f:
+        found = seen(
+            f, taken.manifest.size, iomem.decode("ascii", "replace"), banner.split("\n")[0],
+            tuple(source.lost), host.say,
+        )  # fmt: skip
+    out.read, out.verdict = found.read, judge(found)
+    out.gaps += out.verdict.reasons
 
 
 def _ingest(
@@ -194,12 +228,12 @@ def _earlier(case: Case, arn: str, out: Captured) -> None:
 def _sidecars(
     host: Host, remote: Remote, source: KcoreCapture, out: Captured, verdict: dict[str, JsonValue]
 ) -> None:
-    seen = source.look
+    looked = source.look
     collection = Collection(
         remote, SIDECARS, f"side-cars of {out.item}",
         {"type": "memory side-cars", "target": host.target.arn, "verdict": str(verdict["verdict"])},
         before={
-            "kcore.head": seen.head, "iomem": seen.iomem,
+            "kcore.head": looked.head, "iomem": looked.iomem,
             "streams.jsonl": b"".join(json.dumps(s).encode() + b"\n" for s in source.log),
             "verdict.json": json.dumps(verdict, indent=1, sort_keys=True).encode() + b"\n",
         },

@@ -61,6 +61,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("pipeline.cli.bag", "Write a case, or some items, into a bag for somebody else."),
     "import": ("pipeline.cli.bag", "Take the case in a bag into this store."),
     "analyse": ("pipeline.cli.analyse", "Run analysis jobs over items."),
+    "symbols": ("pipeline.cli.symbols", "Symbol tables for labs without a network."),
     "query": ("pipeline.cli.query", "Ask SQL of what the jobs found."),
     "report": ("pipeline.cli.report", "Write the case's report as one HTML page."),
     "readiness": ("pipeline.cli.readiness", "Say whether all is in place before an incident."),

@@ -8,6 +8,7 @@ import getpass
 import os
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -45,11 +46,14 @@ def access_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @target_options(1, "TARGET")
 @access_options
 @click.option("--again", is_flag=True, help="Capture anew what was captured of this boot.")
+@click.option("--avml", default="", metavar="FILE",
+              help="AVML binary to run from tmpfs, where kcore cannot be read.")  # fmt: skip
+@click.option("--avml-sha256", default="", metavar="HEX", help="SHA-256 that it must have.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and send nothing to the host.")
 @pass_globals
 def memory(
     options: Globals, /, targets: str, case_id: str, account: str, region: str, again: bool,
-    dry_run: bool, **how: Any,
+    avml: str, avml_sha256: str, dry_run: bool, **how: Any,
 ) -> int:  # fmt: skip
     """Capture the memory of a running Linux instance over SSH.
 
@@ -58,11 +62,16 @@ def memory(
     """
     if dry_run:
         return show_plan(options, case_id, targets, account, region, "memory", **how)
+    from acquisition.avml import Avml
     from acquisition.verdict import exit_code
     from pipeline.memory import capture
 
+    if bool(avml) != bool(avml_sha256):
+        raise UsageError("--avml and --avml-sha256 belong together",
+                         hint="pin the binary that you mean")  # fmt: skip
+    tool = Avml.load(Path(avml), avml_sha256) if avml else None
     with _host(options, case_id, targets, account, region, how) as (host, progress):
-        done = capture(host, again=again, progress=progress)
+        done = capture(host, again=again, avml=tool, progress=progress)
         checkpoint = options.seal(host.case)
     found = done.verdict
     assert found is not None  # noqa: S101

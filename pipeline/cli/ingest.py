@@ -81,6 +81,10 @@ def _lines(case_id: str, done: Ingested) -> list[str]:
         f"  image root {m.image_root}",
         *[f"  {name} {value}" for name, value in (m.content or {}).items()],
     ]
+    if m.kind == "memory" and (form := m.source.get("format")):
+        ranges = m.source.get("ranges")
+        count = f", {len(ranges)} ranges" if isinstance(ranges, list) else ""
+        lines.append(f"  format {form}{count}")
     lines += _container_digests(m)
     if m.content is None:
         lines.append(f"  no digest of all bytes: {m.content_absent}")

@@ -207,4 +207,6 @@ def _table(options: Globals, found: Sequence[Finding]) -> None:
         for finding in found:
             if finding.status == status:
                 row(finding)
-    console.print(grid)
+    with console.capture() as drawn:
+        console.print(grid)
+    click.echo("\n".join(line.rstrip() for line in drawn.get().splitlines()))

@@ -333,7 +333,7 @@ def saml_roles(fact: Any, c: Context) -> Iterator[Fault]:
         possible = bool(providers and (space or role))
         known = mend(role=name, policy=policy, provider=providers[0] if providers else "",
                      exists=bool(role)) if possible else None  # fmt: skip
-        fix = "deploy cfn/member.yaml, or --fix saml-roles" if possible else (
+        fix = "deploy cfn/member.yaml, or make them here" if possible else (
             "make a SAML provider in the account and set readiness.namespace"
         )  # fmt: skip
         if not role:
@@ -435,7 +435,7 @@ def member_key(fact: Any, c: Context) -> Iterator[Fault]:
     elif key is None:
         known = mend(alias=reference, audit=c.audit) if reference.startswith("alias/") else None
         yield Fault(f"the key {reference} does not exist", "deploy cfn/member.yaml, or "
-                    "--fix member-key" if known else "correct the setting", mend=known)  # fmt: skip
+                    "make one here" if known else "correct the setting", mend=known)  # fmt: skip
     else:
         yield from _lent(key, f"the key {reference}", c)
 
@@ -566,20 +566,24 @@ def events(fact: Any, _: Context) -> Iterator[Fault]:
         yield Fault("the event bus or the queue of the Audit account does not exist",
                     "deploy cfn/audit.yaml")  # fmt: skip
         return
-    if fact["arrived"]:
+    rules = fact["rules"]
+    off = [name for name, rule in rules.items() if not rule["on"]]
+    for name in off:
+        yield Fault(f"the rule {name} that forwards events is disabled", "enable it",
+                    mend=mend(enable=name))  # fmt: skip
+    if off or fact["arrived"]:
         return
-    off = [name for name, rule in fact["rules"].items() if not rule["on"]]
-    on = len(fact["rules"]) - len(off)
-    if off and not on:
-        yield Fault(f"the rule {off[0]} that forwards events is disabled", "enable it",
-                    mend=mend(enable=off[0]))  # fmt: skip
-    elif not on:
-        yield Fault("no rule forwards events to the Audit account", "make one",
-                    mend=mend(bus=fact["bus"]))  # fmt: skip
+    if not rules:
+        yield Fault("no rule forwards events to the Audit account", "deploy cfn/member.yaml, or "
+                    "make one", mend=mend(bus=fact["bus"], rule="impound-forward"))  # fmt: skip
+    elif not any(PROBE in rule["pattern"] for rule in rules.values()):
+        yield Fault("the path is not proved: no rule forwards events of the source " + PROBE,
+                    "make one", "unknown",
+                    mend(bus=fact["bus"], rule="impound-readiness"))  # fmt: skip
     elif fact["arrived"] is None:
         yield Fault("whether events arrive cannot be told: the queue holds others, or is read by a "
                     "function that does not log them", "look at the log of the intake function",
                     "unknown")  # fmt: skip
     else:
-        yield Fault("an event that was sent did not arrive in the queue", "look at the rules, which"
-                    f" must let the source {PROBE} through, and at the bus policy")  # fmt: skip
+        yield Fault("an event that was sent did not arrive in the queue", "look at the policies of "
+                    "bus and queue, and at the dead letters")  # fmt: skip

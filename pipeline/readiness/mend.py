@@ -375,14 +375,33 @@ def events(view: View, mend: Mend) -> None:
     if "enable" in mend:
         client.enable_rule(Name=mend["enable"])
         return
-    pattern = {"source": ["aws.tag", "aws.ec2", "aws.cloudwatch", PROBE]}
+    probe = mend["rule"] == "impound-readiness"
+    source = [PROBE] if probe else ["aws.tag", "aws.ec2", "aws.cloudwatch", PROBE]
     client.put_rule(
-        Name="impound-forward", Description="events that incident response acts upon",
-        EventPattern=json.dumps(pattern),
+        Name=mend["rule"], Description="events that incident response acts upon",
+        EventPattern=json.dumps({"source": source}),
     )  # fmt: skip
-    said = client.put_targets(Rule="impound-forward", Targets=[{"Id": "audit", "Arn": mend["bus"]}])
+    target = {"Id": "audit", "Arn": mend["bus"], "RoleArn": _forwarder(view, mend["bus"])}
+    said = client.put_targets(Rule=mend["rule"], Targets=[target])
     for refused in said.get("FailedEntries", []):
         raise MendError(f"events are not forwarded: {refused.get('ErrorMessage', '')}")
+
+
+def _forwarder(view: View, bus: str) -> str:
+    """The role by which rules put events on a bus that trusts the organisation.
+
+    Source: EventBridge User Guide, "Sending and receiving events between AWS accounts".
+    """
+    iam, name = view.client("iam"), "impound-forward"
+    trust = {"Effect": "Allow", "Principal": {"Service": "events.amazonaws.com"},
+             "Action": "sts:AssumeRole"}  # fmt: skip
+    held = absent(iam.get_role, RoleName=name) or iam.create_role(
+        RoleName=name, AssumeRolePolicyDocument=_document(trust)
+    )
+    iam.put_role_policy(RoleName=name, PolicyName="forward", PolicyDocument=_document({
+        "Effect": "Allow", "Action": "events:PutEvents", "Resource": bus,
+    }))  # fmt: skip
+    return str(held["Role"]["Arn"])
 
 
 def _add(policy: dict[str, Any], statement: Mapping[str, Any]) -> None:

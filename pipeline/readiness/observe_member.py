@@ -176,7 +176,8 @@ def events(view: View) -> Any:
     }])  # fmt: skip
     if said["FailedEntryCount"]:
         raise PipelineError(f"the event bus refused the probe: {said['Entries'][0]}")
-    wait_s = PROBE_S if any(r["on"] for r in fact["rules"].values()) else 0.0
+    through = any(r["on"] and PROBE in r["pattern"] for r in fact["rules"].values())
+    wait_s = PROBE_S if through else 0.0
     names = (nonce, said["Entries"][0]["EventId"])
     if readers:
         fact["arrived"] = _until(wait_s, lambda: _logged(view, readers, names)) or (

@@ -46,7 +46,13 @@ def home(tmp_path, monkeypatch):
     monkeypatch.setattr("evidence_store.sign.PBKDF2_ITERATIONS", 2_000)
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("IMPOUND_PASSPHRASE_FILE", str(home / "pass"))
-    for name in ("XDG_CONFIG_HOME", "XDG_STATE_HOME", "IMPOUND_CONFIG", "NO_COLOR"):
+    for name in (
+        "XDG_CONFIG_HOME",
+        "XDG_STATE_HOME",
+        "IMPOUND_CONFIG",
+        "IMPOUND_SETTINGS",
+        "NO_COLOR",
+    ):
         monkeypatch.delenv(name, raising=False)
     return home
 

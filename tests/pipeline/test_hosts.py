@@ -203,6 +203,23 @@ def test_sudo_password_by_descriptor_is_stored_nowhere(cloud, ssh, permit, targe
     assert b"tr0ub4dor" not in stored
 
 
+def test_host_without_kcore_is_captured_by_avml(cloud, ssh, permit, target, host, tmp_path):
+    """A stand-in for AVML: a script that writes a LiME image where it is told."""
+    permit()
+    (host.room / "kcore").write_bytes(b"")
+    (tmp_path / "image").write_bytes(lime(content_of()))
+    tool = tmp_path / "avml"
+    tool.write_text(f'#!/bin/sh\nexec cat "{tmp_path / "image"}" > "$1"\n')
+    given = ("acquire", "memory", target, "--case", "T-1", "--avml", str(tool), "--avml-sha256")
+    wrong = cloud(*given, "0" * 64)
+    assert wrong.code == 12
+    assert "nothing was sent" in wrong.err
+    done = cloud("--json", *given, hashlib.sha256(tool.read_bytes()).hexdigest())
+    assert done.code == 0, done.err
+    assert (done.json["verdict"], done.json["sent"]) == ("complete", "avml")
+    assert any("kcore" in remark for remark in done.json["remarks"])
+
+
 def test_live_of_an_instance(cloud, ssh, permit, target, monkeypatch):
     monkeypatch.setattr("pipeline.live.COLLECTORS", FEW)
     permit()

@@ -230,6 +230,7 @@ def test_recovery_points_are_held_and_taken_as_snapshots(
         assert len(hold["RecoveryPointSelection"]["ResourceIdentifiers"]) == len(volumes)
 
 
+@pytest.mark.chaos
 def test_a_recovery_point_of_the_instance(rescue, ends_with, backed_up, zone, volumes):
     [point] = backed_up(zone.estate.variables()["INSTANCE"])
     ends_with("/dev/sda1", "/dev/sdf")
@@ -238,6 +239,7 @@ def test_a_recovery_point_of_the_instance(rescue, ends_with, backed_up, zone, vo
     assert len(done.json["taken"]) == len(volumes)
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("operation", ["CreateLegalHold", "ListRecoveryPointsByResource"])
 def test_without_a_right_in_aws_backup(rescue, ends_with, backed_up, aws_server, operation):
     aws_server.behave(config_recorder=1)

@@ -55,6 +55,8 @@ def expected(found):
     for step, seen in found.items():
         if step in MISSING:
             assert seen == {"gap"}, step
+        elif step in ("memory", "live"):
+            assert seen == {"gap"}, step  # no machine stands behind the instance
         elif step in ("analyse", "isolate"):  # isolation is not probed by packets yet
             assert seen <= {"gap", "ok"}
         else:

@@ -225,6 +225,7 @@ def install() -> None:
         identities,
         images,
         instances,
+        keystacks,
         kms,
         landing,
         listing,
@@ -239,7 +240,7 @@ def install() -> None:
 
     for extension in (
         events, listing, volumes, snapshots, instances, recycle, images, ended, trail, endpoints,
-        backup,
+        backup, keystacks,
     ):  # fmt: skip
         extension.install()
     for name in ("urls", "url_paths"):

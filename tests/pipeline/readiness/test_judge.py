@@ -18,6 +18,9 @@ AUDIT, MEMBER = "444444444444", "222222222222"
 KEY = f"arn:aws:kms:eu-central-1:{AUDIT}:key/1"
 
 
+PROBED = {"on": True, "pattern": '{"source": ["impound.readiness"]}'}
+
+
 def ago(days):
     return (NOW - timedelta(days=days)).isoformat()
 
@@ -124,9 +127,14 @@ MEMBER_KEY = {"arn": KEY, "manager": "CUSTOMER", "state": "Enabled", "policy": L
     ("path", {"vpc-1": {}}, "failed", "let nobody in"),
     ("events", {"bus": "", "queue": "", "rules": {}, "arrived": False}, "failed", "bus"),
     ("events", {"bus": "b", "queue": "q", "rules": {}, "arrived": False}, "failed", "no rule"),
-    ("events", {"bus": "b", "queue": "q", "rules": {"r": {"on": True}}, "arrived": False},
+    ("events", {"bus": "b", "queue": "q", "rules": {"r": PROBED}, "arrived": False},
      "failed", "did not arrive"),
-    ("events", {"bus": "b", "queue": "q", "rules": {"r": {"on": True}}, "arrived": None},
+    ("events", {"bus": "b", "queue": "q", "rules": {"r": PROBED}, "arrived": True}, "ok", ""),
+    ("events", {"bus": "b", "queue": "q", "rules": {"r": PROBED, "t": PROBED | {"on": False}},
+                "arrived": True}, "failed", "the rule t"),
+    ("events", {"bus": "b", "queue": "q", "rules": {"r": {"on": True, "pattern": "{}"}},
+                "arrived": False}, "unknown", "not proved"),
+    ("events", {"bus": "b", "queue": "q", "rules": {"r": PROBED}, "arrived": None},
      "unknown", "cannot be told"),
 ])  # fmt: skip
 def test_one_fact(name, fact, status, words):

@@ -18,7 +18,7 @@ from pipeline.gameday.aws.accounts import (
     role_arn,
 )
 from pipeline.gameday.aws.faults import Fault
-from pipeline.gameday.aws.organisation import AMI_PARAMETER, DEFECTS, FOR_PEOPLE, policy
+from pipeline.gameday.aws.organisation import AMI_PARAMETER, DEFECTS, FOR_PEOPLE, FORWARD, policy
 from pipeline.readiness import look, mend
 from pipeline.readiness.checks import BY_NAME, CHECKS
 from pipeline.readiness.judge import JUDGES
@@ -218,6 +218,27 @@ def test_the_probe_is_taken_out_again_and_others_stay(place):
     got = sqs.receive_message(QueueUrl=url, MaxNumberOfMessages=10)["Messages"]
     assert [m["Body"] for m in got if "probe" not in m["Body"]] == ["a finding that waits"]
     sqs.purge_queue(QueueUrl=url)
+
+
+def test_a_path_that_is_not_proved_gets_a_rule_of_its_own(place):
+    """The template forwards what impound acts upon, not the probe; or nothing at all."""
+    events = place.made.client("events", MEMBER)
+    pattern = events.describe_rule(Name=FORWARD)["EventPattern"]
+    events.put_rule(Name=FORWARD, EventPattern='{"source": ["aws.tag"]}')
+    [fault] = bad(found(place, "events"))
+    assert (fault.status, "not proved" in fault.what) == ("unknown", True)
+    assert mend.apply(place.estate, fault, Recorder()) == ""
+    assert bad(found(place, "events")) == []
+    for name in (FORWARD, "impound-readiness"):
+        events.remove_targets(Rule=name, Ids=["audit"])
+        events.delete_rule(Name=name)
+    [fault] = bad(found(place, "events"))
+    assert (fault.status, "no rule" in fault.what) == ("failed", True)
+    assert mend.apply(place.estate, fault, Recorder()) == ""
+    assert bad(found(place, "events")) == []
+    [target] = events.list_targets_by_rule(Rule=FORWARD)["Targets"]
+    assert target["RoleArn"].endswith(":role/impound-forward")
+    events.put_rule(Name=FORWARD, EventPattern=pattern)
 
 
 def test_a_key_mended_twice_says_it_once(place):
