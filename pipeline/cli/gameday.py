@@ -59,6 +59,8 @@ def gameday(
         raise UsageError("--output does not go with --serve, which keeps nothing")
     if (organisation and not serve) or (defects and not organisation):
         raise UsageError("--organisation goes with --serve, --defect with --organisation")
+    if organisation and guest:
+        raise UsageError("--guest does not go with --organisation: their networks differ")
     if serve:
         wanted = _defects(defects) if organisation else None
         return _serve(options, env_file, wanted, guest=guest)

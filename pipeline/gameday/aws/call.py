@@ -219,6 +219,7 @@ def install() -> None:
         backup,
         direct,
         ended,
+        endpoints,
         events,
         functions,
         identities,
@@ -228,7 +229,6 @@ def install() -> None:
         kms,
         landing,
         listing,
-        network,
         recycle,
         s3,
         scaling,
@@ -240,7 +240,7 @@ def install() -> None:
     )
 
     for extension in (
-        events, listing, volumes, snapshots, instances, recycle, images, ended, trail, network,
+        events, listing, volumes, snapshots, instances, recycle, images, ended, trail, endpoints,
         backup, keystacks, stacks,
     ):  # fmt: skip
         extension.install()

@@ -435,6 +435,16 @@ def test_a_tunnel_that_is_not_rightly_asked_for_is_refused(tunnel, how):
         tunnel(**how)
 
 
+def test_a_vpc_has_one_endpoint_until_that_is_deleted(member, endpoint, refused, web):
+    with refused("InstanceConnectEndpointLimitExceeded", 400):
+        member.create_instance_connect_endpoint(SubnetId=web[3])
+    name = endpoint[0]["InstanceConnectEndpointId"]
+    member.delete_instance_connect_endpoint(InstanceConnectEndpointId=name)
+    assert member.describe_instance_connect_endpoints()["InstanceConnectEndpoints"] == []
+    with refused("InvalidInstanceConnectEndpointId.NotFound", 400):
+        member.delete_instance_connect_endpoint(InstanceConnectEndpointId=name)
+
+
 def test_an_endpoint_that_is_not_there_is_not_described(member, refused):
     with refused("InvalidInstanceConnectEndpointId.NotFound", 400):
         member.describe_instance_connect_endpoints(InstanceConnectEndpointIds=["eice-12345678"])
