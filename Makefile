@@ -13,7 +13,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 # What `make test` leaves to `make test-full`.
 SLOW := s3server or postgres or guest or chroot or browser or chaos
 
-.PHONY: ami ami-input gameday test check test-full deps fmt bench faults hostile lock lock-ami dist clean help
+.PHONY: ami ami-input gameday test check checkov lambda test-full deps fmt bench faults hostile lock lock-ami dist clean help
 
 help:  ## Show the targets.
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -33,20 +33,38 @@ $(VENV)/.dev: $(VENV)/.python $(INPUTS)
 	$(PIP) install --editable '.[dev,gameday]' --constraint constraints.txt
 	touch $@ $(VENV)/.gameday
 
+# The judge of policies: a process of tests, never linked. Without npm its tests are skipped.
+ORACLE := tests/infra/oracle
+$(VENV)/.oracle: $(VENV)/.python $(ORACLE)/package-lock.json
+	mkdir -p $(VENV)/oracle
+	cp $(ORACLE)/package.json $(ORACLE)/package-lock.json $(VENV)/oracle/
+	if command -v npm >/dev/null; then
+	  npm ci --prefix $(VENV)/oracle --ignore-scripts --no-audit --no-fund --silent
+	  touch $@
+	fi
+
+# checkov pins its own parsers, so it lives apart.
+$(VENV)-checkov/.done: tests/infra/checkov.txt
+	rm -rf $(VENV)-checkov
+	$(PYTHON) -m venv $(VENV)-checkov
+	$(VENV)-checkov/bin/python -m pip --disable-pip-version-check --quiet install -r $<
+	touch $@
+
 gameday: $(VENV)/.gameday  ## Rehearse the whole job on evidence made on the spot (no root).
 	$(BIN)/impound gameday
 
-test: $(VENV)/.dev  ## The fast tests.
+test: $(VENV)/.dev $(VENV)/.oracle  ## The fast tests.
 	$(PYTEST) -m 'not ($(SLOW))'
 
-test-full: $(VENV)/.dev  ## The slow tests: kills, faults, real components (root, make deps).
+test-full: $(VENV)/.dev $(VENV)/.oracle checkov  ## The slow tests: kills, faults, real components (root, make deps).
 	$(PYTEST) -m '$(SLOW)'
 
-check: $(VENV)/.dev  ## Lint, format, types, dependency direction.
+check: $(VENV)/.dev  ## Lint, format, types, dependency direction, templates.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/cfn-lint -- cfn/*.yaml
 	if command -v packer > /dev/null; then
 	  packer validate ami/packer.pkr.hcl
 	  packer fmt -check ami/packer.pkr.hcl ; packer fmt -check ami/plugins.pkr.hcl
@@ -56,6 +74,12 @@ check: $(VENV)/.dev  ## Lint, format, types, dependency direction.
 	else
 	  echo "packer is not installed: ami/ is not checked (make deps)"
 	fi
+
+checkov: $(VENV)-checkov/.done  ## The templates, as checkov sees them; what does not hold here stands in tests/infra.
+	$(VENV)-checkov/bin/checkov --config-file tests/infra/checkov.yaml --directory cfn
+
+lambda: $(VENV)/.dev  ## The package of the functions: dist/impound-lambda.zip.
+	$(BIN)/python -I cfn/package.py dist/impound-lambda.zip
 
 fmt: $(VENV)/.dev  ## Format and fix what can be fixed.
 	$(BIN)/ruff check --fix .
@@ -74,6 +98,8 @@ bench: $(VENV)/.dev  ## Ours and the peer tool alternating in one run (make deps
 
 deps:  ## Debian packages for the slow tests and benchmarks (root).
 	apt-get update -q
+	command -v npm >/dev/null || DEBIAN_FRONTEND=noninteractive apt-get install -q -y \
+	  --no-install-recommends nodejs npm
 	DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends \
 	  python3-venv e2fsprogs xfsprogs ntfs-3g dosfstools mtools \
 	  exfatprogs exfat-fuse fdisk strace openssl dash zstd \
@@ -108,4 +134,4 @@ dist: $(VENV)/.dev  ## Wheel and source archive in dist/.
 	$(BIN)/python -m build --quiet
 
 clean:  ## Remove what the other targets made, evidence excepted.
-	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV)-checkov dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

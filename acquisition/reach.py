@@ -4,17 +4,18 @@
 The rules of the target's groups are judged before a packet leaves: a port that they do not permit
 is refused with the rule that would permit it.
 
-    direct            TCP, from the forensics subnet or a peered one
+    direct            TCP, from the forensics subnet or a peered one, or by an HTTP proxy there
     jump host         a TCP connection that another SSH host opens for us
     endpoint          an EC2 Instance Connect Endpoint: TCP in binary messages of a WebSocket
 
 Source: EC2 User Guide, "Security group rules", "Connect using EC2 Instance Connect Endpoint"; AWS
-Signature Version 4 by query parameters; RFC 6455.
+Signature Version 4 by query parameters; RFC 6455; RFC 9110 §9.3.6 (CONNECT).
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import threading
 from collections.abc import Callable, Iterable
@@ -131,12 +132,56 @@ def own_address(host: str) -> str:
         raise UnreachableError(f"there is no route to {clean(host, 80)}: {e.strerror}") from e
 
 
-def direct(host: str, port: int) -> Dial:
-    """Connect by TCP. A peer that no longer answers is noticed by the kernel within a minute."""
+def connect(
+    host: str, port: int, proxy: str = "", seconds: float = _CONNECT_SECONDS
+) -> socket.socket:  # fmt: skip
+    """Connect by TCP.
+
+    Args:
+        host: address or name.
+        port: of it.
+        proxy: `HOST:PORT` of an HTTP proxy that connects in our place (CONNECT), or "".
+        seconds: how long to wait for an answer.
+
+    Raises: ConnectionRefusedError: refused, by the host or as the proxy says (502). TimeoutError.
+        OSError: everything else.
+    """
+    if not proxy:
+        return socket.create_connection((host, port), seconds)
+    name, _, number = proxy.rpartition(":")
+    made = socket.create_connection((name.strip("[]"), int(number)), seconds)
+    try:
+        whom = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        made.sendall(f"CONNECT {whom} HTTP/1.1\r\nHost: {whom}\r\n\r\n".encode())
+        head = b""
+        while b"\r\n\r\n" not in head and len(head) < 8192:
+            byte = made.recv(1)  # what follows the head is not the proxy's
+            if not byte:
+                raise ConnectionResetError(errno.ECONNRESET, f"the proxy {proxy} hung up")
+            head += byte
+        status = head.split(b" ", 2)[1:2]
+        if status == [b"502"]:
+            raise ConnectionRefusedError(errno.ECONNREFUSED, f"refused, says the proxy {proxy}")
+        if status == [b"504"]:
+            raise TimeoutError(errno.ETIMEDOUT, f"no answer, says the proxy {proxy}")
+        if not status or not status[0].startswith(b"2"):
+            said = clean(head.partition(b"\r\n")[0].decode("latin-1"), 80)
+            raise ConnectionAbortedError(errno.ECONNABORTED, f"the proxy {proxy} says {said}")
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def direct(host: str, port: int, proxy: str = "") -> Dial:
+    """Connect by TCP. A peer that no longer answers is noticed by the kernel within a minute.
+
+    Arguments as of `connect`.
+    """
 
     def dial() -> Stream:
         try:
-            made = socket.create_connection((host, port), _CONNECT_SECONDS)
+            made = connect(host, port, proxy)
         except ConnectionRefusedError as e:
             raise UnreachableError(
                 f"{host} refuses connections to port {port}", hint="is sshd running there?"
@@ -184,7 +229,9 @@ def endpoint(session: Any, region: str, endpoint_id: str, dns_name: str, address
     def dial() -> Stream:
         import websocket
 
-        url = tunnel_url(session, region, endpoint_id, dns_name, address, port)
+        # Without TLS only to what stands in for AWS on this machine.
+        scheme = "ws" if dns_name.startswith("127.0.0.1:") else "wss"
+        url = tunnel_url(session, region, endpoint_id, dns_name, address, port, scheme=scheme)
         try:
             made = websocket.create_connection(
                 url, timeout=_CONNECT_SECONDS, enable_multithread=True,

@@ -22,12 +22,14 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
+from acquisition.backup import points
 from acquisition.errors import AcquisitionError
 from acquisition.snapshot import GIB, PAUSE_S
 from evidence_store.aws import Failure, failures
 from evidence_store.model import clean
 
-Kind = Literal["volume", "binned-volume", "snapshot", "binned-snapshot", "binned-image"]
+Kind = Literal["volume", "binned-volume", "snapshot", "binned-snapshot", "binned-image",
+               "recovery-point"]  # fmt: skip
 
 # What is done to volumes and what is made of them; the rest of the history is not of interest.
 EVENTS = (
@@ -104,7 +106,8 @@ class Piece:
         size: bytes; 0 if it is not known.
         until: when the Recycle Bin drops it.
         images: that hold it.
-        state: as AWS names it; of a snapshot `archive` if it lies in that tier.
+        state: as AWS names it; of a snapshot `archive` if it lies in that tier; of a recovery
+            point its vault too.
         doubt: why it may not be of the target at all, in words.
     """
 
@@ -157,9 +160,9 @@ class Found:
 
 @dataclass(frozen=True)
 class Hold:
-    """One thing to do, so that a piece stays: `restore`, `lock` or `tag`."""
+    """One thing to do, so that a piece stays: `restore`, `lock`, `tag`; `hold` in AWS Backup."""
 
-    action: Literal["restore", "lock", "tag"]
+    action: Literal["restore", "lock", "tag", "hold"]
     piece: Piece
 
 
@@ -195,6 +198,7 @@ def decide(found: Found) -> Decision:
     holds = [Hold("restore", p) for p in _leaving(order)]
     holds += [Hold("tag", p) for p in order if p.kind == "volume"]
     holds += [Hold("lock", p) for p in order if p.kind == "snapshot"]
+    holds += [Hold("hold", p) for p in order if p.kind == "recovery-point"]
     return Decision(tuple(holds), tuple(take), _lost(found), tuple(_gaps(found)))
 
 
@@ -202,14 +206,14 @@ def candidates(found: Found) -> list[list[Piece]]:
     """Return what can be read of each volume, the most valuable first. Pure."""
     of: dict[str, list[Piece]] = {}
     for piece in sorted(found.pieces, key=_value):
-        if piece.state != "archive":
+        if piece.state != "archive" and piece.kind != "recovery-point":  # is a snapshot, too
             of.setdefault(piece.volume_id or piece.resource_id, []).append(piece)
     return list(of.values())
 
 
 def _value(piece: Piece) -> tuple[int, float, bool, str]:
     """Sort key: the most valuable first."""
-    rank = {"volume": 0, "binned-volume": 1, "snapshot": 2}.get(piece.kind, 3)
+    rank = {"volume": 0, "binned-volume": 1, "snapshot": 2, "recovery-point": 5}.get(piece.kind, 3)
     rank += piece.kind == "binned-image"
     newest = -piece.at.timestamp() if piece.at else 0.0
     return rank, newest, bool(piece.images), piece.resource_id
@@ -262,11 +266,24 @@ def _gaps(found: Found) -> Iterator[str]:
     for piece in found.pieces:
         if piece.doubt:
             yield f"{piece.resource_id} may be another's: {piece.doubt}"
+        if piece.kind == "recovery-point" and _hidden(found, piece):
+            yield (
+                f"recovery point {piece.resource_id} ({piece.state}) is no snapshot that can be "
+                "seen here: restore it with AWS Backup, and acquire the volume that this makes"
+            )
         if piece.state == "archive":
             yield (
                 f"snapshot {piece.resource_id} of {piece.volume_id} lies in the archive tier and "
                 "cannot be read; restore it (RestoreSnapshotTier, up to 72 h) and run this again"
             )
+
+
+def _hidden(found: Found, point: Piece) -> bool:
+    """Whether a recovery point is nothing that is found as a snapshot, or as one of an image."""
+    name = point.resource_id.rpartition("/")[2]
+    return not any(
+        p.kind == "snapshot" and (p.resource_id == name or name in p.images) for p in found.pieces
+    )
 
 
 # -- search ----------------------------------------------------------------------------------------
@@ -279,12 +296,16 @@ class Search:
     Attributes:
         ec2, trail, config: clients.
         account: whose.
+        backup: client of AWS Backup; None: it is not asked.
+        place: what ARNs of its resources begin with, `arn:aws:ec2:REGION:ACCOUNT`.
     """
 
     ec2: Any
     trail: Any
     config: Any
     account: str
+    backup: Any = None
+    place: str = ""
     _looks: list[Look] = field(default_factory=list, init=False)
     _deeds: dict[str, Deed] = field(default_factory=dict, init=False)
     _volumes: dict[str, str] = field(default_factory=dict, init=False)
@@ -313,6 +334,7 @@ class Search:
             if volume_id != resource_id:
                 self._history(volume_id)
         pieces = [*volumes, *snapshots, *self._bin(resource_id, set(images))]
+        pieces += self._recovery_points(resource_id)
         if kind == "volume":
             state = next((p.state for p in volumes if p.resource_id == resource_id), "")
         self._deleted({p.resource_id for p in pieces if not p.kind.startswith("binned")})
@@ -564,6 +586,23 @@ class Search:
         self._look("volumes in the Recycle Bin (ListVolumesInRecycleBin)", volumes)
         self._look("snapshots in the Recycle Bin (ListSnapshotsInRecycleBin)", snapshots)
         self._look("images in the Recycle Bin (ListImagesInRecycleBin)", binned_images)
+        return pieces
+
+    def _recovery_points(self, resource_id: str) -> list[Piece]:
+        pieces: list[Piece] = []
+
+        def look() -> int:
+            for name in dict.fromkeys((resource_id, *sorted(self._volumes))):
+                kind = "volume" if name.startswith("vol-") else "instance"
+                pieces.extend(
+                    Piece("recovery-point", p.arn, name if kind == "volume" else "", p.at,
+                          until=p.until, state=f"{p.status} in vault {p.vault}")
+                    for p in points(self.backup, f"{self.place}:{kind}/{name}")
+                )  # fmt: skip
+            return len(pieces)
+
+        if self.backup is not None:
+            self._look("recovery points (AWS Backup, ListRecoveryPointsByResource)", look)
         return pieces
 
     def _paged(self, operation: str, what: str, **asked: Any) -> list[Mapping[str, Any]]:

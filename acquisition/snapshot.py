@@ -189,7 +189,7 @@ class Ec2:
 
         Raises: AcquisitionError if it is not there.
         """
-        with _failing(f"look at {resource_id}"):
+        with failing(f"look at {resource_id}"):
             if kind == "volume":
                 return Observed(tuple(self._volumes([resource_id], {})))
             pages = self.client.describe_instances(InstanceIds=[resource_id])["Reservations"]
@@ -203,7 +203,7 @@ class Ec2:
         }  # fmt: skip
         gaps = []
         kind_of_host = str(instance.get("InstanceType", ""))
-        with _failing(f"look at instance type {kind_of_host}"):
+        with failing(f"look at instance type {kind_of_host}"):
             types = self.client.describe_instance_types(InstanceTypes=[kind_of_host])
         for described in types["InstanceTypes"]:
             if described.get("InstanceStorageSupported"):
@@ -212,7 +212,7 @@ class Ec2:
                     f"instance store of {resource_id} ({size} GB): no snapshot can be made of it; "
                     "it is lost when the instance stops"
                 )
-        with _failing(f"look at the volumes of {resource_id}"):
+        with failing(f"look at the volumes of {resource_id}"):
             volumes = tuple(self._volumes(list(devices), devices)) if devices else ()
         if not volumes:
             gaps.append(f"{resource_id} has no EBS volume attached")
@@ -234,12 +234,12 @@ class Ec2:
         except failures() as e:
             if Failure(e).code in _GONE:
                 return None
-            raise _error(e, f"look at snapshot {snapshot_id}") from e
+            raise aws_error(e, f"look at snapshot {snapshot_id}") from e
         return _snapshot(found[0]) if found else None
 
     def made_before(self, mark: str, since: datetime) -> list[Snapshot]:
         """Return own snapshots that carry a nonce and were begun after `since` (less a clock)."""
-        with _failing("look for earlier snapshots"):
+        with failing("look for earlier snapshots"):
             pages = self.client.get_paginator("describe_snapshots").paginate(
                 OwnerIds=["self"], Filters=[{"Name": f"tag:{NONCE_TAG}", "Values": [mark]}]
             )
@@ -299,7 +299,9 @@ class Ec2:
         except failures() as e:
             if Failure(e).may_have_happened:
                 return []
-            raise _error(e, f"freeze {observed.instance or observed.volumes[0].volume_id}") from e
+            raise aws_error(
+                e, f"freeze {observed.instance or observed.volumes[0].volume_id}"
+            ) from e
 
     def _within_quota(self, call: Callable[..., Any], **asked: Any) -> Any:
         """Make a call; while AWS says that a quota is full, wait longer and longer.
@@ -347,7 +349,7 @@ class Ec2:
 
         Raises: AcquisitionError.
         """
-        with _failing(f"lock snapshot {snapshot_id}"):
+        with failing(f"lock snapshot {snapshot_id}"):
             held = self._locked(snapshot_id)
             if not held:
                 self._visible(lambda: self.client.lock_snapshot(
@@ -363,12 +365,12 @@ class Ec2:
 
         Raises: AcquisitionError.
         """
-        with _failing(f"look at the lock of {snapshot_id}"):
+        with failing(f"look at the lock of {snapshot_id}"):
             return self._locked(snapshot_id)
 
     def delete(self, snapshot_id: str) -> None:
         """Delete an own snapshot, and look that it is gone. Raises: AcquisitionError."""
-        with _failing(f"delete snapshot {snapshot_id}"):
+        with failing(f"delete snapshot {snapshot_id}"):
             self.client.delete_snapshot(SnapshotId=snapshot_id)
         waited = 0.0
         while self.describe(snapshot_id) is not None:
@@ -425,7 +427,7 @@ class Ec2:
 
     def share(self, snapshot_id: str, account: str) -> None:
         """Let another account use a snapshot, unless it may. Raises: AcquisitionError."""
-        with _failing(f"share snapshot {snapshot_id} with {account}"):
+        with failing(f"share snapshot {snapshot_id} with {account}"):
             if not self._is_shared(snapshot_id, account):
                 self.client.modify_snapshot_attribute(
                     SnapshotId=snapshot_id, Attribute="createVolumePermission",
@@ -459,12 +461,12 @@ class Ec2:
 
     def shared(self, snapshot_id: str, account: str) -> bool:
         """Whether its owner lets another account use a snapshot. Raises: AcquisitionError."""
-        with _failing(f"look at the shares of {snapshot_id}"):
+        with failing(f"look at the shares of {snapshot_id}"):
             return self._is_shared(snapshot_id, account)
 
     def unshare(self, snapshot_id: str, account: str) -> None:
         """Take a share back, if it stands. Raises: AcquisitionError."""
-        with _failing(f"take back the share of {snapshot_id} with {account}"):
+        with failing(f"take back the share of {snapshot_id} with {account}"):
             if self._is_shared(snapshot_id, account):
                 self.client.modify_snapshot_attribute(
                     SnapshotId=snapshot_id, Attribute="createVolumePermission",
@@ -507,7 +509,7 @@ class Ec2:
             if failure.code in _GONE or "kms" in failure.code.lower():
                 raise _denied(source.snapshot_id, failure.message) from e
             if not failure.may_have_happened:
-                raise _error(e, f"copy snapshot {source.snapshot_id}") from e
+                raise aws_error(e, f"copy snapshot {source.snapshot_id}") from e
         found = self._copy_made(mark, since, _VISIBLE_S)
         if not found:
             raise AcquisitionError(
@@ -541,7 +543,7 @@ def check_key(kms: Any, kms_key: str, copier: str, partition: str = "aws") -> st
 
     Raises: KeyDeniedError naming what is missing; AcquisitionError if the key cannot be looked at.
     """
-    with _failing(f"look at key {kms_key}"):
+    with failing(f"look at key {kms_key}"):
         described = kms.describe_key(KeyId=kms_key)["KeyMetadata"]
         if described.get("KeyManager") == "AWS":
             raise ManagedKeyError(
@@ -611,11 +613,15 @@ def _denied(snapshot_id: str, why: str) -> KeyDeniedError:
 
 
 @contextlib.contextmanager
-def _failing(what: str) -> Iterator[None]:
+def failing(what: str) -> Iterator[None]:
+    """Turn what a call to EC2 fails with into an error that says what could not be done.
+
+    Raises: AcquisitionError, UnreachableError.
+    """
     try:
         yield
     except failures() as e:
-        raise _error(e, what) from e
+        raise aws_error(e, what) from e
     except (KeyError, ValueError) as e:  # botocore takes half of a JSON answer for an empty one
         raise UnreachableError(
             f"cannot {what}: the answer is damaged",
@@ -623,7 +629,8 @@ def _failing(what: str) -> Iterator[None]:
         ) from e
 
 
-def _error(e: Exception, what: str) -> AcquisitionError:
+def aws_error(e: Exception, what: str) -> AcquisitionError:
+    """Return a failed call as an error: what could not be done, why, and what to do next."""
     failure = Failure(e)
     error = failure.error(f"cannot {what}")
     kind = UnreachableError if failure.passing else AcquisitionError

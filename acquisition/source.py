@@ -175,7 +175,7 @@ class BlockDevice(_Descriptor):
         self._fd = _open(path)
         self.size = os.lseek(self._fd, 0, os.SEEK_END)
         rdev = os.fstat(self._fd).st_rdev
-        number = f"{os.major(rdev)}:{os.minor(rdev)}"
+        self._number = number = f"{os.major(rdev)}:{os.minor(rdev)}"
         self._sysfs = Path(f"/sys/dev/block/{number}").resolve()
         attributes = {
             name: found for name, file in (
@@ -216,7 +216,7 @@ class BlockDevice(_Descriptor):
             f"{where}: not the state of one moment"
             for where in {
                 **self._mounted,
-                **_mounted_writable(self._sysfs, str(self.facts["device"])),
+                **_mounted_writable(self._sysfs, self._number),
             }
         ]
         try:

@@ -69,6 +69,10 @@ JOBS: Mapping[str, Job] = {
         Job("files", "analysis.files", ("disk",), ("files",)),
         Job("symbols", "analysis.symbols.job", ("memory",), ("kernels", "symbols"),
             limits=Limits(address_space=3 << 30)),
+        Job("memory", "analysis.memory.worker", ("memory",),
+            ("processes", "process_views", "sockets", "modules", "memory", "matches", "timeline",
+             "findings"),
+            needs="symbols", program="analysis.memory"),
     )
 }  # fmt: skip
 
@@ -148,7 +152,7 @@ def run_job(
     limits: Limits | None = None,
     again: bool = False,
     options: Mapping[str, str] | None = None,
-    given: Mapping[str, bytes] | None = None,
+    given: Mapping[str, Mapping[str, bytes]] | None = None,
     progress: Callable[[int, int | None], None] = lambda _done, _total: None,
     check: Callable[[], None] = lambda: None,
     temporary: Path | None = None,
@@ -162,7 +166,8 @@ def run_job(
         limits: of the child.
         again: do it even if the same job by the same tool was done on this item.
         options: how to do it; with others it is another job.
-        given: files for the child's folder, by name, such as rules; with others it is another job.
+        given: job -> files for the child's folder, by name, such as rules; with others it is
+            another job.
         progress: called with (bytes done, bytes in all or None).
         check: called every second while the child runs; what it raises ends the child.
         temporary: where the child works; the system's temporary directory if None.
@@ -177,13 +182,13 @@ def run_job(
             f"{manifest.kind} ({manifest.layout})",
             hint=f"impound item list {case.case_id} shows the kinds",
         )
-    options, given = options or {}, given or {}
+    options, files = options or {}, (given or {}).get(job.name, {})
     needed = None
     if job.needs:
-        needed = run_job(case, JOBS[job.needs], item_id, again=again, progress=progress,
+        needed = run_job(case, JOBS[job.needs], item_id, given=given, progress=progress,
                          check=check, temporary=temporary)  # fmt: skip
     tool = case.store.require_scribe().tool
-    how = [*options.values(), *_digests(given)]
+    how = [*options.values(), *_digests(files)]
     source = _Result(job, manifest, f"{tool.version} ({(tool.sha256 or '-')[:12]})", how)
     if not again and (done := _done_before(case, source)):
         return replace(done, needed=needed)
@@ -193,7 +198,7 @@ def run_job(
     with tempfile.TemporaryDirectory(prefix="impound-", dir=temporary) as name:
         folder, own = Path(name, "child"), Path(name, "parent")
         folder.mkdir()
-        for file, content in given.items():
+        for file, content in files.items():
             (folder / file).write_bytes(content)
         made = _Made(job.tables)
         child = Child(
@@ -205,7 +210,7 @@ def run_job(
                 "version": tool.version,
                 "needed": parents[1:],
                 "options": dict(options),
-                "given": sorted(given),
+                "given": sorted(files),
             },
             items={
                 item_id: (manifest.size, manifest.segment_size, case.objects(item_id)),
@@ -231,8 +236,12 @@ def run_job(
     return result
 
 
-def _digests(given: Mapping[str, bytes]) -> list[str]:
-    return [f"{name} {hashlib.sha256(data).hexdigest()[:12]}" for name, data in given.items()]
+def _digests(files: Mapping[str, bytes]) -> list[str]:
+    """Name what was given, so that other files make another job; one digest for many."""
+    named = [f"{name} {hashlib.sha256(data).hexdigest()[:12]}" for name, data in files.items()]
+    if len(named) <= 3:
+        return named
+    return [f"{len(named)} files {hashlib.sha256(repr(named).encode()).hexdigest()[:12]}"]
 
 
 def _done_before(case: Case, source: _Result) -> JobResult | None:

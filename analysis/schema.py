@@ -70,6 +70,9 @@ COVERAGE_WHAT = (
     "coverage-cut",  # more rows of coverage than are kept
     "memory",  # memory that the image states and does not hold, or a machine that is not analysed
     "symbols",  # no symbol table of this kernel could be had, or it failed its test
+    "plugin",  # a plugin failed, hung, found nothing to read, or was left out
+    "rules",  # rules that were ignored, or could not be applied to all of the item
+    "rows-cut",  # more rows than are kept
 )
 """Values of `coverage.what`: the kind of thing that was not (wholly) seen."""
 
@@ -144,6 +147,8 @@ COVERAGE = pa.schema(
     ]
 )
 
+_ADDRESS = "virtual address of the kernel object, as a signed 64-bit number"
+
 KERNELS = pa.schema(
     [
         *_EVIDENCE,
@@ -154,8 +159,11 @@ KERNELS = pa.schema(
         _field("offset", pa.int64(), "of the VMCOREINFO note in the item", null=True),
         _field("address", pa.int64(), "physical, of the VMCOREINFO note"),
         _field("kernel_offset", pa.int64(), "KASLR shift, bytes"),
+        _field(
+            "page_table", pa.int64(), "physical address of the kernel's top page table", null=True
+        ),
         _field("levels", pa.int32(), "of page tables, 4 or 5"),
-        _field("source", pa.string(), "what the symbols were made from: image, side-cars"),
+        _field("source", pa.string(), "what the symbols were made from: image, side-cars, given"),
         _field("symbols", pa.int64(), "how many"),
         _field("types", pa.int64(), "structs and unions"),
         _field("sha256", pa.string(), "of the symbol table (JSON, not compressed)"),
@@ -163,7 +171,133 @@ KERNELS = pa.schema(
     ]
 )
 
-TABLES: Mapping[str, pa.Schema] = MappingProxyType(
-    {"files": FILES, "kernels": KERNELS, "coverage": COVERAGE}
+PROCESSES = pa.schema(
+    [
+        *_EVIDENCE,
+        _field("pid", pa.int64(), "process id in the first namespace"),
+        _field("ppid", pa.int64(), "of its parent", null=True),
+        _field("comm", pa.string(), "name that the kernel keeps (15 bytes at most)"),
+        _field("uid", pa.int64(), "real user", null=True),
+        _field("gid", pa.int64(), "real group", null=True),
+        _field("euid", pa.int64(), "effective user", null=True),
+        _field("started", pa.int64(), f"start, {_NS}", null=True),
+        _field("args", pa.string(), "command line, as the process may have changed it", null=True),
+        _field("address", pa.int64(), f"{_ADDRESS} (task_struct)"),
+        _field("views", pa.string(), "methods that found it, comma-separated"),
+        *_TOOL,
+    ]
 )
+
+PROCESS_VIEWS = pa.schema(
+    [
+        *_EVIDENCE,
+        _field("view", pa.string(), "method: pslist, pidhashtable, psscan"),
+        _field("pid", pa.int64(), "process id"),
+        _field("ppid", pa.int64(), "of its parent", null=True),
+        _field("comm", pa.string(), "name"),
+        _field("state", pa.string(), "exit state, where the method tells it", null=True),
+        _field("address", pa.int64(), "of task_struct: virtual, but physical of psscan"),
+        *_TOOL,
+    ]
+)
+
+SOCKETS = pa.schema(
+    [
+        *_EVIDENCE,
+        _field("pid", pa.int64(), "of a process that has it open"),
+        _field("comm", pa.string(), "name of the process"),
+        _field("fd", pa.int64(), "descriptor", null=True),
+        _field("netns", pa.int64(), "inode of the network namespace", null=True),
+        _field("family", pa.string(), "AF_INET, AF_UNIX, ..."),
+        _field("type", pa.string(), "STREAM, DGRAM, ...", null=True),
+        _field("protocol", pa.string(), "TCP, UDP, ...", null=True),
+        _field("local_address", pa.string(), "or path", null=True),
+        _field("local_port", pa.int64(), "or inode, or netlink port", null=True),
+        _field("remote_address", pa.string(), "of the peer", null=True),
+        _field("remote_port", pa.int64(), "of the peer", null=True),
+        _field("state", pa.string(), "LISTEN, ESTABLISHED, ...", null=True),
+        _field("address", pa.int64(), f"{_ADDRESS} (sock)"),
+        *_TOOL,
+    ]
+)
+
+MODULES = pa.schema(
+    [
+        *_EVIDENCE,
+        _field("name", pa.string(), "of the kernel module"),
+        _field("size", pa.int64(), "of its code, bytes", null=True),
+        _field("taints", pa.string(), "that it brought", null=True),
+        _field("parameters", pa.string(), "load arguments", null=True),
+        _field("address", pa.int64(), f"{_ADDRESS} (module)"),
+        _field("views", pa.string(), "methods that found it, comma-separated"),
+        *_TOOL,
+    ]
+)
+
+MEMORY = pa.schema(
+    [
+        *_EVIDENCE,
+        _field("plugin", pa.string(), "that gave the row"),
+        _field("row", pa.int64(), "its number, from 0"),
+        _field("depth", pa.int32(), "in a tree, from 0"),
+        _field("pid", pa.int64(), "where the row is of a process", null=True),
+        _field("comm", pa.string(), "its name", null=True),
+        _field("address", pa.int64(), "the first address of the row, signed 64 bits", null=True),
+        _field("data", pa.string(), "JSON: column -> value; times as ISO 8601"),
+        *_TOOL,
+    ]
+)
+
+MATCHES = pa.schema(
+    [
+        *_EVIDENCE,
+        _field("rule", pa.string(), "YARA rule"),
+        _field("namespace", pa.string(), "file of the rule"),
+        _field("pattern", pa.string(), "$name in the rule"),
+        _field("physical", pa.int64(), "address of the match", null=True),
+        _field("offset", pa.int64(), "bytes from the start of the item", null=True),
+        _field("length", pa.int64(), "bytes"),
+        _field("pid", pa.int64(), "of a process that has the page mapped", null=True),
+        _field("comm", pa.string(), "its name", null=True),
+        _field("virtual", pa.int64(), "address of the match in that process", null=True),
+        _field("data", pa.string(), "the first bytes of the match, hex"),
+        *_TOOL,
+    ]
+)
+
+TIMELINE = pa.schema(
+    [
+        _field("message", pa.string(), "what happened, one line"),
+        _field("datetime", pa.string(), "ISO 8601, UTC, microseconds"),
+        _field("timestamp", pa.int64(), "microseconds since 1970-01-01T00:00:00Z"),
+        _field("timestamp_desc", pa.string(), "which time this is"),
+        _field("source", pa.string(), "table or plugin that the row is from"),
+        *_EVIDENCE,
+        *_TOOL,
+    ]
+)
+
+SEVERITIES = ("info", "low", "medium", "high")
+"""Values of `findings.severity`."""
+
+FINDINGS = pa.schema(
+    [
+        *_EVIDENCE,
+        _field("rule", pa.string(), "stable name of what was looked for"),
+        _field("severity", pa.string(), "one of SEVERITIES"),
+        _field("title", pa.string(), "one line"),
+        _field("reason", pa.string(), "what differs, and what may explain it"),
+        _field("explanation", pa.string(), "most likely: race, exit, hidden, hook, injected, ..."),
+        _field("pid", pa.int64(), "where it is of a process", null=True),
+        _field("address", pa.int64(), "where it is of one object", null=True),
+        _field("rows", pa.string(), "JSON: the rows it rests on"),
+        *_TOOL,
+    ]
+)
+
+TABLES: Mapping[str, pa.Schema] = MappingProxyType({
+    "files": FILES, "kernels": KERNELS, "processes": PROCESSES, "process_views": PROCESS_VIEWS,
+    "sockets": SOCKETS, "modules": MODULES, "memory": MEMORY, "matches": MATCHES,
+    "timeline": TIMELINE, "findings": FINDINGS, "coverage": COVERAGE,
+})  # fmt: skip
 """Schema of each table by its name."""

@@ -71,7 +71,7 @@ def way_to(account: str, settings: Settings, partition: str = "aws") -> list[Ste
             f"the management account {account} is out of reach",
             hint="no role of this installation is trusted there, by design",
         )
-    chosen = settings.accounts.get(account) or AccountSettings()
+    chosen = settings.accounts.get(account) or AccountSettings(access=aws.access)
     if chosen.access == "profile":
         if not chosen.profile:
             raise ConfigError(
@@ -95,6 +95,21 @@ def way_to(account: str, settings: Settings, partition: str = "aws") -> list[Ste
         Step(arn(chosen.via or AUDIT_ADMINISTRATOR, aws.audit_account)),
         Step(arn(chosen.role or ADMINISTRATOR_EXECUTION, account), chosen.external_id),
     ]
+
+
+def is_session_of(caller: str, role_arn: str) -> bool:
+    """Whether who calls is a session of a role. Pure. STS leaves out the path of a role.
+
+    >>> is_session_of("arn:aws:sts::444444444444:assumed-role/ir/x",
+    ...               "arn:aws:iam::444444444444:role/teams/ir")
+    True
+    """
+    said, wanted = caller.split(":"), role_arn.split(":")
+    return (
+        len(said) == len(wanted) == 6
+        and said[4] == wanted[4]
+        and said[5].startswith(f"assumed-role/{wanted[5].rpartition('/')[2]}/")
+    )
 
 
 class Accounts:
@@ -140,6 +155,9 @@ class Accounts:
             reached = f"profile {way}"
         else:
             session = self._base
+            # A function may run as the first role of a chain, which only functions can assume.
+            if len(way) > 1 and is_session_of(self._identity(session)["Arn"], way[0].role_arn):
+                way = way[1:]
             for step in way:
                 session = self._assume(session, step)
             reached = " then ".join(step.role_arn for step in way)
@@ -162,6 +180,8 @@ class Accounts:
         if self._settings.aws.source_identity and self._settings.responder:
             extra["SourceIdentity"] = _NOT_IN_A_NAME.sub("_", self._settings.responder)[:64]
         core = get_session()
+        # Service models are read once for all accounts: half a second each otherwise.
+        core.register_component("data_loader", source._session.get_component("data_loader"))
         core.set_config_variable("region", source.region_name)
         fetcher = AssumeRoleCredentialFetcher(
             functools.partial(core.create_client, region_name=source.region_name),

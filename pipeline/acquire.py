@@ -18,7 +18,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 
@@ -34,7 +34,7 @@ from evidence_store.item import Manifest
 from evidence_store.ledger import Draft
 from evidence_store.model import clean
 from evidence_store.store import Case
-from evidence_store.transfer import Progress
+from evidence_store.transfer import ImageSource, Progress
 from evidence_store.transfer.recheck import differences
 from pipeline import baseline, steps
 from pipeline.accounts import Accounts
@@ -63,6 +63,9 @@ class Taking:
         return self.freeze.target
 
 
+Via = Callable[[str, str, str, Mapping[str, JsonValue]], AbstractContextManager[ImageSource]]
+
+
 @dataclass
 class Acquisition:
     """One run over one target, or over many.
@@ -73,6 +76,8 @@ class Acquisition:
         again: freeze anew what was frozen and read before.
         since: items or snapshots, or `last`: only what changed since is fetched.
         ending: set, it ends all waits: they can last a day.
+        via: gives the device of a volume of an Audit copy, in place of EBS direct; arguments are
+            copy, snapshot that it is a copy of, text, facts. The copy is made before the read then.
 
     `run` does it all. What does the steps one by one uses `taking`, `complete`, `read`, `copied`
     and `prove`, and then `close`.
@@ -89,6 +94,7 @@ class Acquisition:
     again: bool = False
     since: Sequence[str] = ()
     ending: threading.Event = field(default_factory=threading.Event)
+    via: Via | None = None
     _run: Run = field(init=False)
 
     def __post_init__(self) -> None:
@@ -172,7 +178,7 @@ class Acquisition:
             def complete(each: Taking, result: Result) -> bool:
                 if not self._try(each, result, partial(self.complete, each, result)):
                     return False
-                if self.copy:
+                if self.copy and self.via is None:
                     work = partial(self.copied, each, result)
                     copies[id(result)] = copying.submit(self._try, each, result, work)
                 return True
@@ -180,8 +186,9 @@ class Acquisition:
             waits = {waiting.submit(complete, t, r): (t, r) for t, r in found}
             for future in as_completed(waits):
                 each, result = waits[future]
-                if future.result():
-                    self._try(each, result, partial(self.read, each, result))
+                read = future.result() and self._try(each, result, partial(self.read, each, result))
+                if read and self.via is not None:
+                    self._try(each, result, partial(self.prove, each, result))
             copied = {copies[id(r)]: (t, r) for t, r in found if id(r) in copies}
             for future_of_copy in as_completed(copied):
                 each, result = copied[future_of_copy]
@@ -223,10 +230,12 @@ class Acquisition:
             result.notes.append(f"{result.snapshot} is not encrypted")
 
     def read(self, each: Taking, result: Result) -> None:
-        """Read a snapshot into the case, unless it is there.
+        """Read a snapshot into the case, unless it is there; with `via`, copy it first.
 
         Raises: AcquisitionError, StoreError, SourceChangedError.
         """
+        if self.via is not None:
+            self.copied(each, result)
         if known := self.items.get(result.snapshot):
             result.item = known.item
             result.sha256 = _sha256(self.case.manifest(known.item))
@@ -246,6 +255,15 @@ class Acquisition:
         text = result.snapshot
         if target.kind != "snapshot":
             text = f"{result.volume.volume_id} of {target.resource_id}"
+        if self.via is not None:
+            with self.via(result.copy, result.snapshot, text, facts) as device:
+                taken = self.case.ingest(
+                    "disk", device, workers=self.settings.workers,
+                    progress=self.progress(result.volume.volume_id),
+                )  # fmt: skip
+                result.fetched = device.size
+            self._taken(result, taken)
+            return
         reader = self._run.reader(target.account, target.region)
         with ExitStack() as stack:
             image = SnapshotImage(reader, result.snapshot, text=text, facts=facts)

@@ -7,12 +7,13 @@ copied inside the member account under a key of its own that can be (`aws.member
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from pydantic import JsonValue
 
 from acquisition.errors import AcquisitionError
-from acquisition.snapshot import KeyDeniedError, ManagedKeyError, Snapshot, check_key
+from acquisition.snapshot import Ec2, KeyDeniedError, ManagedKeyError, Snapshot, check_key
 from acquisition.target import Target
 from pipeline import steps
 from pipeline.run import Run
@@ -32,30 +33,51 @@ class AuditCopy:
         """
         run, region = self.run, self.target.region
         aws = run.settings.aws
-        audit = aws.audit_account
         snapshot = run.ec2(self.target.account, region).completed(snapshot_id)
-        begun = steps.begin(run.case, "copy", snapshot_id, to=audit)
-        there = run.ec2(audit, region)
+        made = self._copied(
+            "copy", snapshot, lambda: self._shared(snapshot), run.ec2(aws.audit_account, region),
+            aws.snapshot_key, lambda copy: f"{label}: waiting for the copy {copy}",
+            to=aws.audit_account,
+        )  # fmt: skip
+        return made.snapshot_id
+
+    def _copied(
+        self, step: str, snapshot: Snapshot, source: Callable[[], Snapshot], there: Ec2,
+        encrypts: str, say: Callable[[str], str], **intent: JsonValue,
+    ) -> Snapshot:  # fmt: skip
+        """Return the copy of a snapshot, when it is complete: found, or made and locked.
+
+        Args:
+            step: what the ledger calls it.
+            snapshot: the original.
+            source: gives what is copied, asked only if the copy has to be made.
+            there: where to.
+            encrypts: key of the copy.
+            say: makes a line of its id.
+            intent: facts of the intent.
+        """
+        run, snapshot_id = self.run, snapshot.snapshot_id
+        begun = steps.begin(run.case, step, snapshot_id, **intent)
         try:
-            source = snapshot if begun.done is not None else self._shared(snapshot)
+            given = snapshot if begun.done is not None else source()
             made = there.copy(
-                source, region, aws.snapshot_key, run.tags, run.mark("copy", snapshot_id),
+                given, self.target.region, encrypts, run.tags, run.mark(step, snapshot_id),
                 begun.since, resumed=begun.resumed, make=begun.done is None,
             )  # fmt: skip
-            run.say(f"{label}: waiting for the copy {made}")
-            facts: dict[str, JsonValue] = {"copy": made, "kms_key": aws.snapshot_key}
-            if source.snapshot_id != snapshot_id:
-                facts["through"] = source.snapshot_id
+            run.say(say(made))
+            facts: dict[str, JsonValue] = {"copy": made, "kms_key": encrypts}
+            if given.snapshot_id != snapshot_id:
+                facts["through"] = given.snapshot_id
             if run.lock and begun.done is None:
                 facts["lock"] = dict(there.lock(made, run.lock))
-            there.completed(made)
+            complete = there.completed(made)
         except AcquisitionError as e:
             if begun.done is None:
                 steps.failed(run.case, begun, str(e))
             raise
         if begun.done is None:
             steps.done(run.case, begun, **facts)
-        return made
+        return complete
 
     def _shared(self, snapshot: Snapshot) -> Snapshot:
         """Return what the Audit account can copy: the snapshot, or a copy of it that it may use."""
@@ -107,22 +129,8 @@ class AuditCopy:
             )
         kms = run.accounts.client("kms", target.account, target.region)
         key = check_key(kms, key, run.settings.aws.audit_account, target.partition)
-        ec2 = run.ec2(target.account, target.region)
-        begun = steps.begin(run.case, "reencrypt", snapshot.snapshot_id, key=key)
-        try:
-            made = ec2.copy(
-                snapshot, target.region, key, run.tags, run.mark("reencrypt", snapshot.snapshot_id),
-                begun.since, resumed=begun.resumed, make=begun.done is None,
-            )  # fmt: skip
-            run.say(f"{snapshot.snapshot_id}: copied in {target.account} as {made}, {key}")
-            facts: dict[str, JsonValue] = {"copy": made, "kms_key": key}
-            if run.lock and begun.done is None:
-                facts["lock"] = dict(ec2.lock(made, run.lock))
-            complete = ec2.completed(made)
-        except AcquisitionError as e:
-            if begun.done is None:
-                steps.failed(run.case, begun, str(e))
-            raise
-        if begun.done is None:
-            steps.done(run.case, begun, **facts)
-        return complete
+        return self._copied(
+            "reencrypt", snapshot, lambda: snapshot, run.ec2(target.account, target.region), key,
+            lambda copy: f"{snapshot.snapshot_id}: copied in {target.account} as {copy}, {key}",
+            key=key,
+        )  # fmt: skip

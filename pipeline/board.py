@@ -14,6 +14,7 @@ Ids of jobs tell where they belong:
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -26,6 +27,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from evidence_store.aws import failures
+from evidence_store.model import clean
 from pipeline.config import Settings, state_home
 from pipeline.errors import ConfigError, PipelineError
 
@@ -64,8 +67,15 @@ class Place:
 
 
 def place_of(settings: Settings, store_id: str, case_id: str) -> Place:
-    """Return where runs of a case are kept: `IMPOUND_ENGINE_URL`, the settings, else a file."""
+    """Return where runs of a case are kept: `IMPOUND_ENGINE_URL`, the settings, else a file.
+
+    The variable may be the ARN of a secret in AWS Secrets Manager that holds the address.
+
+    Raises: ConfigError.
+    """
     url = os.environ.get("IMPOUND_ENGINE_URL") or settings.engine.url
+    if re.match(r"arn:aws[a-z-]*:secretsmanager:", url):
+        url = _secret(url)
     if url:
         if not re.match(r"postgres(ql)?://", url):
             raise ConfigError(
@@ -75,6 +85,22 @@ def place_of(settings: Settings, store_id: str, case_id: str) -> Place:
         return Place("postgresql://" + url.partition("://")[2])
     home = state_home() / "engine" / store_id / case_id
     return Place(f"sqlite:///{home}/engine.sqlite", home)
+
+
+@functools.cache
+def _secret(arn: str) -> str:
+    """Return the text of a secret. Raises: ConfigError; what it says of the secret is its name."""
+    import boto3
+
+    try:
+        client = boto3.session.Session().client("secretsmanager", region_name=arn.split(":")[3])
+        said = client.get_secret_value(SecretId=arn)
+    except failures() as e:
+        raise ConfigError(
+            f"cannot read the secret that IMPOUND_ENGINE_URL names: {clean(str(e), 300)}",
+            hint=f"the role needs secretsmanager:GetSecretValue on {arn}",
+        ) from e
+    return str(said.get("SecretString", "")).strip() or "(an empty secret)"
 
 
 def prepare(home: Path, evidence: Path | None) -> None:

@@ -2,7 +2,8 @@
 """Settings: where they come from, validated once, frozen.
 
 Later wins: built in, `/etc/impound/config.toml`, `$XDG_CONFIG_HOME/impound/config.toml`, the file
-in `$IMPOUND_CONFIG`, `--config`. Never the working directory: it may hold evidence.
+in `$IMPOUND_CONFIG`, the text in `$IMPOUND_SETTINGS` (a function has no file), `--config`. Never
+the working directory: it may hold evidence.
 """
 
 from __future__ import annotations
@@ -124,9 +125,58 @@ class AwsSettings(BaseModel):
         default=12, ge=0, le=2160,
         description="how far back CloudTrail is searched for sessions to end, hours (0: not)",
     )  # fmt: skip
+    access: Literal["role", "chain"] = Field(
+        default="role", description="how accounts are reached that have no table of their own"
+    )
     source_identity: bool = Field(
         default=False, description="send SourceIdentity; every trust policy must allow it"
     )
+
+
+def _id(prefix: str) -> str:
+    return rf"^(|{prefix}-[0-9a-f]{{8,17}})$"
+
+
+class WorkstationSettings(BaseModel):
+    """Where workstations are launched, in the Audit account."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    vpc: str = Field(default="", pattern=_id("vpc"), description="VPC of workstations")
+    subnet: str = Field(
+        default="", pattern=_id("subnet"), description="its subnet, without a public address"
+    )
+    endpoint_group: str = Field(
+        default="", pattern=_id("sg"), description="security group of its interface endpoints"
+    )
+    s3_prefix_list: str = Field(
+        default="", pattern=_id("pl"), description="prefix list of S3 in its Region"
+    )
+    volume_key: str = Field(
+        default="", pattern=_KMS_KEY,
+        description="ARN of the KMS key of its root volume (default: aws.snapshot_key)",
+    )  # fmt: skip
+    ami: str = Field(
+        default="", pattern=_id("ami"), description="its image (default: ami_parameter names it)"
+    )
+    ami_parameter: str = Field(
+        default="/impound/ami", pattern=r"^/[A-Za-z0-9_./-]{1,500}$",
+        description="SSM parameter that holds the id of its image",
+    )  # fmt: skip
+    instance_type: str = Field(
+        default="m6i.xlarge", pattern=r"^[a-z0-9-]+\.[a-z0-9]+$", description="its instance type"
+    )
+    profile: str = Field(
+        default="impound-workstation", pattern=r"^[A-Za-z0-9+=,.@_-]{1,128}$",
+        description="its instance profile",
+    )  # fmt: skip
+    database_group: str = Field(
+        default="", pattern=_id("sg"), description="security group of the engine's PostgreSQL"
+    )
+    engine_secret: str = Field(
+        default="", pattern=r"^(|arn:aws[a-z-]*:secretsmanager:[A-Za-z0-9:/_+=.@-]+)$",
+        description="ARN of the secret that holds the engine's URL",
+    )  # fmt: skip
 
 
 class SshSettings(BaseModel):
@@ -156,6 +206,10 @@ class SshSettings(BaseModel):
     source: str = Field(
         default="", description="address that hosts see us come from (default: our route to them)"
     )
+    proxy: str = Field(
+        default="", pattern=r"^(|([A-Za-z0-9.-]{1,253}|\[[0-9a-f:.]+\]):[0-9]{1,5})$",
+        description="HTTP proxy (host:port, CONNECT) that reaches hosts in our place",
+    )  # fmt: skip
     jump: str = Field(
         default="", pattern=r"^(|[^@\s]+@[^@\s]+)$", description="jump host, user@host[:port]"
     )
@@ -168,6 +222,58 @@ class SshSettings(BaseModel):
     )
     patience_s: int = Field(
         default=120, ge=0, le=86400, description="seconds that a lost host is tried again"
+    )
+
+
+class ReadinessSettings(BaseModel):
+    """What `impound readiness` looks at, and what `--fix` sets."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    accounts: tuple[Annotated[str, Field(pattern=r"^[0-9]{12}$")], ...] = Field(
+        default=(), description="accounts to look at (default: those of the organisation)"
+    )
+    regions: tuple[Annotated[str, Field(pattern=r"^[a-z0-9-]{5,30}$")], ...] = Field(
+        default=(), description="Regions to look at (default: that of the session)"
+    )
+    namespace: str = Field(
+        default="", pattern=r"^[A-Za-z0-9+=,.@_-]{0,30}$",
+        description="the federated roles are called <namespace>-saml-… (default: any)",
+    )  # fmt: skip
+    contact_email: str = Field(
+        default="", pattern=r"^(|[^@\s]{1,60}@[^@\s]{1,190})$",
+        description="security contact of every account, a distribution list",
+    )  # fmt: skip
+    contact_phone: str = Field(
+        default="", pattern=r"^[0-9+() -]{0,25}$", description="its telephone number"
+    )
+    subnets: tuple[Annotated[str, Field(pattern=r"^subnet-[0-9a-f]{8,17}$")], ...] = Field(
+        default=(), description="subnets of the Audit account in which workstations start"
+    )
+    ami_parameter: str = Field(
+        default="/impound/ami", pattern=r"^/[A-Za-z0-9_./-]{1,500}$",
+        description="SSM parameter that holds the id of the forensics AMI",
+    )  # fmt: skip
+    ami_days: int = Field(
+        default=90, ge=1, le=3650, description="age from which the forensics AMI is too old, days"
+    )
+    ca_images: tuple[Annotated[str, Field(pattern=r"^ami-[0-9a-f]{8,17}$")], ...] = Field(
+        default=(), description="golden images that trust the SSH authority of the responders"
+    )
+    event_bus: str = Field(
+        default="impound", pattern=r"^[A-Za-z0-9._-]{1,256}$",
+        description="event bus of the Audit account",
+    )  # fmt: skip
+    event_queue: str = Field(
+        default="impound-events", pattern=r"^[A-Za-z0-9._-]{1,80}$",
+        description="queue that its events end in",
+    )  # fmt: skip
+    flow_log_destination: str = Field(
+        default="", pattern=r"^(|arn:aws[a-z-]*:s3:::[a-z0-9][A-Za-z0-9._/-]{1,300})$",
+        description="ARN of the bucket that new flow logs go to",
+    )  # fmt: skip
+    symbols: str = Field(
+        default="", description="directory of kernel symbols (default: in the cache directory)"
     )
 
 
@@ -225,6 +331,8 @@ class Settings(BaseModel):
     aws: AwsSettings = Field(AwsSettings(), description="the landing zone")
     ssh: SshSettings = Field(SshSettings(), description="hosts under investigation")
     engine: EngineSettings = Field(EngineSettings(), description="responses")
+    workstation: WorkstationSettings = Field(WorkstationSettings(), description="workstations")
+    readiness: ReadinessSettings = Field(ReadinessSettings(), description="checks before incidents")
     accounts: dict[Annotated[str, Field(pattern=r"^[0-9]{12}$")], AccountSettings] = Field(
         {}, description="how single accounts are reached, by account id"
     )
@@ -263,6 +371,11 @@ def config_home() -> Path:
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "impound"
 
 
+def data_home() -> Path:
+    """`$XDG_DATA_HOME/impound`: what was brought from elsewhere, such as symbol tables."""
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "impound"
+
+
 def state_home() -> Path:
     """`$XDG_STATE_HOME/impound`."""
     return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state") / "impound"
@@ -284,17 +397,20 @@ def load(explicit: str | None = None) -> Loaded:
     places = [(Path("/etc/impound/config.toml"), False), (config_home() / "config.toml", False)]
     if named := os.environ.get("IMPOUND_CONFIG"):
         places.append((Path(named), True))
+    said = [(str(path), _read(path, required=required)) for path, required in places]
+    if text := os.environ.get("IMPOUND_SETTINGS"):
+        said.append(("$IMPOUND_SETTINGS", _parsed(text, "the settings in $IMPOUND_SETTINGS")))
     if explicit:
-        places.append((Path(explicit), True))
+        said.append((explicit, _read(Path(explicit), required=True)))
     merged: dict[str, Any] = {}
     origin: dict[str, str] = {}
-    for path, required in places:
-        for name, value in _read(path, required=required).items():
+    for place, read in said:
+        for name, value in read.items():
             if isinstance(value, dict) and isinstance(merged.get(name), dict):
                 merged[name] = merged[name] | value
             else:
                 merged[name] = value
-            origin |= dict.fromkeys(_names(name, value), str(path))
+            origin |= dict.fromkeys(_names(name, value), place)
     try:
         settings = Settings.model_validate(merged)
     except ValidationError as e:
@@ -305,7 +421,7 @@ def load(explicit: str | None = None) -> Loaded:
             f"setting {name!r} in {origin.get(name) or origin.get(table, '?')}: {first['msg']}",
             hint="impound config --explain lists all settings",
         ) from e
-    return Loaded(settings, origin, tuple(str(path) for path, _ in places))
+    return Loaded(settings, origin, tuple(place for place, _ in said))
 
 
 def _names(name: str, value: object) -> Iterator[str]:
@@ -317,10 +433,18 @@ def _names(name: str, value: object) -> Iterator[str]:
 
 def _read(path: Path, *, required: bool) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text())
+        text = path.read_text()
     except FileNotFoundError as e:
         if required:
             raise ConfigError(f"no settings file {path}") from e
         return {}
     except (OSError, ValueError) as e:
         raise ConfigError(f"cannot read the settings file {path}: {e}") from e
+    return _parsed(text, f"the settings file {path}")
+
+
+def _parsed(text: str, what: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except ValueError as e:
+        raise ConfigError(f"cannot read {what}: {e}") from e

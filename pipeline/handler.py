@@ -11,8 +11,9 @@
 awaited. If the store or its key cannot be had, the entries go to the function's log, one signed
 line each (`impound-spool …`); the event, which asks for the same again, is the rest of the spool.
 
-Environment: `IMPOUND_CONFIG` (settings), `XDG_STATE_HOME` (a folder below `/tmp`). Needs boto3,
-cryptography, pydantic and rfc8785, nothing else.
+Environment: `IMPOUND_SETTINGS` (settings as text) or `IMPOUND_CONFIG` (their file),
+`XDG_STATE_HOME` and `XDG_CACHE_HOME` (folders below `/tmp`). Needs boto3, cryptography, pydantic
+and rfc8785, nothing else.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def handler(event: Mapping[str, Any], _context: object) -> dict[str, JsonValue]:
     settings = load().settings
     session = Session(settings, settings.store, Passphrase(interactive=False))
     journal = Journal.of(
-        session, case_id, lambda: _case(session, case_id, event.get("open")),
+        session, case_id, lambda: case_of(session, case_id, event.get("open")),
         warn=_log.warning, echo=_log.warning,
     )  # fmt: skip
     accounts = session.accounts(case_id)
@@ -82,7 +83,11 @@ def _asked(event: Mapping[str, Any]) -> tuple[str, Target, tuple[str, ...]]:
     return case_id, target, peers
 
 
-def _case(session: Session, case_id: str, opening: Mapping[str, Any] | None) -> Case:
+def case_of(session: Session, case_id: str, opening: Mapping[str, Any] | None) -> Case:
+    """Return a case for writing, opened if there is none and `opening` (see above) is given.
+
+    Raises: CaseNotFoundError, StoreNotFoundError, StoreError, IntegrityError, SigningKeyError.
+    """
     store = session.open_store(writing=True)
     try:
         return store.case(case_id)

@@ -269,8 +269,10 @@ class Host:
             keys = [x for x in self.logins() if x.name != "EC2 Instance Connect"]
             remote = Remote(place, direct(place.host, place.port), keys, self._jump_keys(jump))
             return f"jump host {place}", ssh.source, through(remote, host, port) if dial else None
-        source = ssh.source or own_address(self.where.address or host)
-        return "direct", source, direct(host, port) if dial else None
+        first = ssh.proxy.rpartition(":")[0].strip("[]") or self.where.address or host
+        path = f"proxy {ssh.proxy}" if ssh.proxy else "direct"
+        dialled = direct(host, port, ssh.proxy) if dial else None
+        return path, ssh.source or own_address(first), dialled
 
     def _jump_keys(self, jump: str) -> HostKeys:
         if not self._ssh.host_keys:

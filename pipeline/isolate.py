@@ -28,6 +28,13 @@ from pydantic import JsonValue
 from acquisition.containment.aws import Aws, GoneError
 from acquisition.containment.flows import Flows
 from acquisition.containment.identity import ContainmentError
+from acquisition.containment.probe import (
+    Proof,
+    judged,
+    permitted_source,
+    ports_to_try,
+    probe,
+)
 from acquisition.containment.state import (
     ANEW,
     NEW_GROUP,
@@ -49,12 +56,15 @@ from acquisition.containment.state import (
     verdict,
 )
 from acquisition.containment.trail import Acted
+from acquisition.errors import AcquisitionError
+from acquisition.reach import UnreachableError, connect, own_address
 from acquisition.target import Target
 from evidence_store.ledger import Draft
 from evidence_store.model import clean
 from pipeline import sightings, steps
 from pipeline.accounts import Accounts
 from pipeline.config import Settings
+from pipeline.errors import PipelineError
 from pipeline.pursuit import Later
 
 _ROOM = 1500  # bytes of attributes in one event, which has 4,096 in all
@@ -120,6 +130,10 @@ class Containment:
         role_wide: end all sessions of its role, other instances' too.
         approve: asked before what may cost the instance, or others; False leaves it waiting.
         sleep: between looks.
+        packets: whether isolation is proved by packets from this machine.
+        probe_s: how long a port is given to answer.
+        sockets: looks by a login at the flows of the instance; None: nobody logs in. Raises
+            AcquisitionError, PipelineError.
     """
 
     recorder: steps.Recorder
@@ -130,6 +144,9 @@ class Containment:
     say: Callable[[str], None] = lambda _line: None
     approve: Callable[[str], bool] = lambda _question: False
     sleep: Callable[[float], None] = time.sleep
+    packets: bool = False
+    probe_s: float = 3.0
+    sockets: Callable[[], tuple[str, ...]] | None = None
     user_keys: tuple[str, ...] = ()
     role_wide: bool = False
 
@@ -387,25 +404,69 @@ class Containment:
                 and not same(now.attributes.get(attribute), after)
                 and attribute.kind != "scale-in-protection"
             ]  # fmt: skip
-            outcome.verdict = verdict(now, self.wanted, [*wrong, *outcome.after_denial])
+            found = verdict(now, self.wanted, [*wrong, *outcome.after_denial])
             if denied := self._denied_at():
-                outcome.verdict = replace(outcome.verdict, unfiltered=(
-                    f"sessions were denied until {denied:%Y-%m-%dT%H:%M:%SZ}; IAM takes up to "
+                found = replace(found, unfiltered=(
+                    f"the last deny was written at {denied:%Y-%m-%dT%H:%M:%SZ}; IAM takes up to "
                     f"{IN_FORCE.seconds} s to hold it everywhere, and CloudTrail a quarter of an "
                     "hour to show who acted since: isolate again to see",
-                    *outcome.verdict.unfiltered,
+                    *found.unfiltered,
                 ))  # fmt: skip
+            outcome.verdict = judged(found, self.wanted, self._probed(now, outcome))
         found = outcome.verdict
         facts: dict[str, JsonValue] = {
             "verdict": found.verdict, "left": [clean(t, 120) for t in found.left[:6]],
             "left_in_all": len(found.left),
             "unfiltered": [clean(t, 120) for t in found.unfiltered[:6]],
         }  # fmt: skip
+        if found.not_probed:
+            facts["not_probed"] = clean(found.not_probed, 200)
         steps.note(self.recorder, "prove", self.target.arn, **facts)
-        if found.verdict != "not isolated":
-            outcome.gaps.append(
-                "groups applied, not probed: no packet was sent to prove that nothing gets through"
-            )
+        if found.verdict == "groups applied, not probed":
+            outcome.gaps.append(f"{found.verdict}: {found.not_probed}")
+        elif found.verdict == "isolated except":
+            outcome.gaps += [f"isolated except: {text}" for text in found.left]
+
+    def _probed(self, now: State, outcome: Outcome) -> Proof:
+        """Try its ports from here, if isolation lets us in; record what was tried."""
+        nothing = "no packet was sent to prove that nothing gets through"
+        if not self.packets:
+            return Proof(why_not=nothing)
+        ssh, wanted = self.settings.ssh, self.wanted
+        addresses = {i: now.addresses[i] for i in now.interfaces if now.addresses.get(i)}
+        if not wanted.sources or not addresses:
+            lacking = "aws.isolation_sources names no network" if addresses else "no address"
+            return Proof(why_not=f"{nothing}: {lacking}")
+        first = next(iter(addresses.values()))[0]
+        try:
+            source = ssh.source or own_address(ssh.proxy.rpartition(":")[0] or first)
+        except UnreachableError as e:
+            return Proof(why_not=f"{nothing}: {e}")
+        if not permitted_source(source, wanted):
+            return Proof(source, why_not=f"{nothing}: {source} is not among aws.isolation_sources")
+        self.say(f"probing {len(addresses)} interfaces from {source}")
+        dial = partial(connect, proxy=ssh.proxy, seconds=self.probe_s)
+        sights = probe(addresses, ports_to_try(wanted), dial)
+        for sight in sights:
+            if sight.reached:
+                self.say(f"{sight.address} port {sight.port}: {sight.answered}")
+        reached = [f"{s.address}:{s.port} {s.answered}" for s in sights if s.reached]
+        facts: dict[str, JsonValue] = {
+            "source": source, "ports": list(dict.fromkeys(s.port for s in sights)),
+            "reached": [clean(t, 60) for t in reached[:20]], "reached_in_all": len(reached),
+            "silent": len(sights) - len(reached),
+        }  # fmt: skip
+        steps.note(self.recorder, "probe", self.target.arn, **facts)
+        return Proof(source, sights, flows=self._held(outcome))
+
+    def _held(self, outcome: Outcome) -> tuple[str, ...] | None:
+        if self.sockets is None:
+            return None
+        try:
+            return self.sockets()
+        except (AcquisitionError, PipelineError) as e:
+            outcome.gaps.append(f"its flows were not looked at: {clean(str(e), 300)}")
+            return None
 
     def _record_gaps(self, name: str, outcome: Outcome) -> None:
         """One event for each gap of this target, once."""

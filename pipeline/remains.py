@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from pydantic import JsonValue
 
+from acquisition.backup import Vaults
 from acquisition.errors import AcquisitionError
 from acquisition.remains import (
     Decision,
@@ -176,6 +177,8 @@ def _search(case: Case | None, accounts: Accounts, target: Target) -> Found:
     search = Search(
         accounts.client("ec2", account, region), accounts.client("cloudtrail", account, region),
         accounts.client("config", account, region), account,
+        accounts.client("backup", account, region),
+        f"arn:{target.partition}:ec2:{region}:{account}",
     )  # fmt: skip
     known = [str(d["target"]) for d in _frozen_by(case, target)]
     found = search.run(target.kind, target.resource_id, known)
@@ -300,7 +303,7 @@ class _Rescue:
         ec2, keeper = run.ec2(self.target.account, self.target.region), self._keeper()
         for hold in rescue.decision.holds:
             what = hold.piece.resource_id
-            if hold.action == "restore" or (hold.action == "lock" and run.lock is None):
+            if hold.action in ("restore", "hold") or (hold.action == "lock" and run.lock is None):
                 continue
             begun = steps.begin(self.case, hold.action, what)
             try:
@@ -317,6 +320,32 @@ class _Rescue:
             rescue.kept.append((hold.action, what))
             if begun.done is None:
                 steps.done(self.case, begun, **held)
+
+        self._hold_points(rescue, run)
+
+    def _hold_points(self, rescue: Rescue, run: Run) -> None:
+        """One legal hold in AWS Backup for all recovery points."""
+        held = [h.piece for h in rescue.decision.holds if h.action == "hold"]
+        if not held:
+            return
+        target = self.target
+        place = f"arn:{target.partition}:ec2:{target.region}:{target.account}"
+        resources = sorted({
+            f"{place}:volume/{p.volume_id}" if p.volume_id else target.arn for p in held
+        })  # fmt: skip
+        begun = steps.begin(self.case, "legal-hold", target.arn, points=len(held))
+        vaults = Vaults(self.accounts.client("backup", target.account, target.region))
+        title = f"impound {self.case.case_id} {target.resource_id}"
+        try:
+            facts = vaults.hold(title, run.mark("legal-hold", target.arn), resources)
+        except AcquisitionError as e:
+            rescue.gaps.append(_said(e))
+            if begun.done is None:
+                steps.failed(self.case, begun, str(e))
+            return
+        rescue.kept += [("hold", p.resource_id) for p in held]
+        if begun.done is None:
+            steps.done(self.case, begun, points=len(held), **facts)
 
     # -- take
 

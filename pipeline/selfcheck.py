@@ -12,30 +12,23 @@ systemd-gpt-auto-generator(8).
 
 from __future__ import annotations
 
-import base64
-import csv
 import ctypes
-import hashlib
-import importlib.metadata
-import io
-import json
 import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal
 
 from evidence_store.model import clean
-from pipeline import tools
+from pipeline import installation, tools
 from pipeline.errors import ConfigError
 
 State = Literal["ok", "failed", "unknown", "not applicable"]
 _SHOWN = 5
 _MAX_CLOCK_ERROR_US = 1_000_000
 _STA_UNSYNC = 0x40
-_PACKAGE_FILE = re.compile(r"(acquisition|analysis|evidence_store|pipeline)/.*")
 
 
 @dataclass(frozen=True)
@@ -86,65 +79,26 @@ def look(root: Path = Path("/"), manifest: Path | None = None) -> list[Check]:
 
 def installed() -> Check:
     """Whether the installed files are those that the wheel brought."""
+    return judged(installation.check())
+
+
+def judged(found: installation.Installation) -> Check:
+    """The same, of what was found. Pure."""
     name = "installed files"
-    try:
-        distribution = importlib.metadata.distribution("impound")
-    except importlib.metadata.PackageNotFoundError:
-        return Check(name, "unknown", "not installed: run from a folder", "pip install impound")
-    origin = json.loads(distribution.read_text("direct_url.json") or "{}")
-    if origin.get("dir_info", {}).get("editable"):
+    if found.state == "equal":
+        return Check(name, "ok", f"{found.files} files are those of the wheel")
+    if found.state == "different":
+        wrong = [
+            *(f"{path} differs" for path in found.changed),
+            *(f"{path} is missing or unreadable" for path in found.missing),
+            *(f"{path} was added" for path in found.extra),
+        ]
         return Check(
-            name, "unknown", "an editable installation: its files may change, no list names them",
-            "install the wheel where evidence is taken",
-        )  # fmt: skip
-    record = distribution.read_text("RECORD")
-    if not record:
-        return Check(name, "failed", "the list of installed files is missing", "install it again")
-    base = Path(str(distribution.locate_file("")))
-    present = {
-        path.relative_to(base).as_posix()
-        for package in tools.PACKAGES for path in (base / package).rglob("*")
-        if path.is_file() and path.suffix != ".pyc"
-    }  # fmt: skip
-    return recorded(record, present, lambda path: _read(base / path))
-
-
-def recorded(record: str, present: set[str], read: Callable[[str], bytes | None]) -> Check:
-    """Compare a RECORD with what is there.
-
-    Args:
-        record: CSV of path, `sha256=` and URL-safe base64 without padding, size.
-        present: files in the packages' folders, byte code excepted.
-        read: content of a path; None if it cannot be read.
-    """
-    wrong: list[str] = []
-    listed: set[str] = set()
-    for row in csv.reader(io.StringIO(record)):
-        path, said = row[0], row[1] if len(row) > 1 else ""
-        listed.add(PurePosixPath(path).as_posix())
-        if not said:
-            if path.endswith((".pyc", "/RECORD")):
-                continue  # made here; RECORD cannot name itself
-            wrong.append(f"{path} has no digest")
-            continue
-        content = read(path)
-        if content is None:
-            wrong.append(f"{path} is missing or unreadable")
-        elif said != f"sha256={_record_digest(content)}":
-            wrong.append(f"{path} differs")
-    wrong += [f"{path} was added" for path in sorted(present - listed)]
-    if not any(_PACKAGE_FILE.fullmatch(path) for path in listed):
-        wrong.append("the list names none of the packages")
-    if wrong:
-        return Check(
-            "installed files", "failed", _some(wrong),
+            name, "failed", _some(wrong),
             "install the wheel again; ask who changed it before evidence is taken with it",
         )  # fmt: skip
-    return Check("installed files", "ok", f"{len(listed)} files are those of the wheel")
-
-
-def _record_digest(content: bytes) -> str:
-    return base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
+    why = "an editable installation: " if found.state == "editable" else ""
+    return Check(name, "unknown", why + found.why, "install the wheel where evidence is taken")
 
 
 # -- tools
@@ -336,13 +290,6 @@ def _text(path: Path) -> str:
         return path.read_text("utf-8", "replace")
     except OSError:
         return ""
-
-
-def _read(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return None
 
 
 def _some(lines: list[str]) -> str:

@@ -208,11 +208,32 @@ def isolate(job: Job) -> Did:
     """Cut an instance off, so that it can be undone, and say what is proved."""
     if _target(job).kind != "instance":
         return Did((), {"nothing": "a volume has no connections"})
-    done = _containment(job).isolate()
+    containment = _containment(job)
+    containment.sockets = lambda: _sockets(job)
+    done = containment.isolate()
     if done.waits:
         raise ApprovalNeededError(done.waits, hint=f"impound approve {job.case.case_id} isolate")
     verdict = done.verdict.verdict if done.verdict else "not proved"
     return Did(tuple(done.gaps), {"changes": len(done.made), "verdict": verdict})
+
+
+def _sockets(job: Job) -> tuple[str, ...]:
+    """Log in and look which flows the host holds; its disk was frozen before.
+
+    Raises: AcquisitionError, PipelineError.
+    """
+    from acquisition.containment.probe import LOOK_AT_FLOWS, flows_on
+    from pipeline.hosts import Host
+
+    accounts = job.session.accounts(job.case.case_id)
+    host = Host(job.case, accounts, job.session.settings, _target(job), say=job.say)
+    with host.open("isolate") as remote:
+        ran = remote.run(LOOK_AT_FLOWS, "which flows it holds")
+    if ran.code != 0 or ran.cut:
+        raise AcquisitionError(f"ss on {remote.place} did not tell: {clean(ran.err, 200)}")
+    return flows_on(
+        ran.out.decode("utf-8", "replace"), filter(None, [job.session.settings.ssh.source])
+    )
 
 
 def _containment(job: Job) -> Containment:
@@ -222,7 +243,7 @@ def _containment(job: Job) -> Containment:
     return Containment(
         job.case, job.session.accounts(job.case.case_id), job.session.settings, target,
         say=job.say, approve=lambda _question: approved(job.case, "isolate", target),
-        sleep=lambda seconds: _wait(job, seconds),
+        sleep=lambda seconds: _wait(job, seconds), packets=True,
     )  # fmt: skip
 
 

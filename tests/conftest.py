@@ -42,10 +42,15 @@ def aws_server_process():
 
 
 @pytest.fixture
-def aws_server(aws_server_process):
-    """The AWS stand-in as a process, empty."""
+def aws_server(aws_server_process, request):
+    """The AWS stand-in as a process, empty; what roles of ours call must stand in calls.json."""
+    from tests.infra.calls import unlisted
+
     aws_server_process.reset()
-    return aws_server_process
+    yield aws_server_process
+    assert unlisted(aws_server_process.calls()) == [], (
+        "see tests/infra/calls.json and the templates"
+    )
 
 
 @pytest.fixture

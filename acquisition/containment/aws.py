@@ -107,6 +107,7 @@ class Aws:
             self.instance, look.phase, look.attributes,
             {i["NetworkInterfaceId"]: i["VpcId"] for i in interfaces},
             tuple(look.residual), tuple(look.gaps), look.managed_by, tuple(sorted(look.roles)),
+            {i["NetworkInterfaceId"]: _private(i) for i in interfaces}, tuple(look.holes),
         )  # fmt: skip
 
     def interfaces(self) -> list[Mapping[str, Any]]:
@@ -423,6 +424,7 @@ class _Look:
         self.aws = aws
         self.attributes: dict[Attribute, JsonValue] = {}
         self.residual: list[str] = []
+        self.holes: list[str] = []
         self.gaps: list[str] = []
         self.phase = ""
         self.managed_by = ""
@@ -462,7 +464,7 @@ class _Look:
         for each in found:
             name = each["NetworkInterfaceId"]
             if each.get("RequesterManaged") or each.get("InterfaceType") in ("branch", "trunk"):
-                self.residual.append(f"{name} is managed by AWS and keeps its groups")
+                self.holes.append(f"{name} is managed by AWS and keeps its groups")
                 continue
             own.append(each)
             public = each.get("Association", {})
@@ -564,6 +566,11 @@ def _devices(described: Mapping[str, Any]) -> dict[str, JsonValue]:
         m["DeviceName"]: m["Ebs"]["DeleteOnTermination"]
         for m in described.get("BlockDeviceMappings", ()) if "Ebs" in m
     }  # fmt: skip
+
+
+def _private(interface: Mapping[str, Any]) -> tuple[str, ...]:
+    held = [a["PrivateIpAddress"] for a in interface.get("PrivateIpAddresses", ())]
+    return tuple(held) or tuple(filter(None, [interface.get("PrivateIpAddress", "")]))
 
 
 def _group_ids(interface: Mapping[str, Any]) -> list[JsonValue]:

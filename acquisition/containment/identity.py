@@ -18,6 +18,7 @@ from pydantic import JsonValue
 
 from acquisition.containment.state import LONG, Attribute, policy_text
 from acquisition.errors import AcquisitionError
+from evidence_store.errors import Error
 
 KINDS = ("session-deny", "user-deny", "access-key")
 
@@ -94,7 +95,10 @@ class Identity:
 
     def _of(self, attribute: Attribute) -> tuple[Any, str]:
         account, slash, name = attribute.resource.rpartition("/")
-        return self.iam(account if slash else ""), name
+        try:
+            return self.iam(account if slash else ""), name
+        except Error as e:  # the account is out of reach
+            raise ContainmentError(f"cannot reach {attribute}: {e}", hint=e.hint) from e
 
     def sharing(self, ec2: Any, roles: Iterable[str]) -> list[str]:
         """Return the other instances of the Region that have one of these roles.

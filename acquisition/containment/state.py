@@ -83,6 +83,8 @@ class State:
         gaps: what could not be seen.
         managed_by: the Auto Scaling group that its tag names, or "".
         roles: those of its profile.
+        addresses: interface -> its private IPv4 addresses.
+        holes: interfaces and addresses that isolation does not close, in words.
     """
 
     instance: str
@@ -93,6 +95,8 @@ class State:
     gaps: tuple[str, ...] = ()
     managed_by: str = ""
     roles: tuple[str, ...] = ()
+    addresses: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    holes: tuple[str, ...] = ()
 
     def of(self, kind: str) -> Iterator[tuple[Attribute, JsonValue]]:
         """The attributes of one kind, in order."""
@@ -158,14 +162,21 @@ class Plan:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What re-reading proved.
+    """What re-reading and packets proved.
 
-    Without a probe of the data plane the best there is: groups applied, not probed.
+    Attributes:
+        verdict: re-reading alone gives no more than `groups applied, not probed`.
+        left: what is open, or the exceptions.
+        unfiltered: what no group filters.
+        holes: as of the state that was read.
+        not_probed: why packets proved nothing.
     """
 
-    verdict: Literal["groups applied, not probed", "not isolated"]
+    verdict: Literal["isolated", "isolated except", "groups applied, not probed", "not isolated"]
     left: tuple[str, ...] = ()
     unfiltered: tuple[str, ...] = ()
+    holes: tuple[str, ...] = ()
+    not_probed: str = ""
 
 
 @dataclass(frozen=True)
@@ -430,7 +441,7 @@ def verdict(now: State, wanted: Wanted, wrong: Iterable[str] = ()) -> Verdict:
              for a, v in now.of("address") if v is not None]  # fmt: skip
     return Verdict(
         "not isolated" if left else "groups applied, not probed", tuple(dict.fromkeys(left)),
-        (*_NEVER_FILTERED, *now.residual),
+        (*_NEVER_FILTERED, *now.residual, *now.holes), now.holes,
     )  # fmt: skip
 
 

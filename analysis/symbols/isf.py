@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import base64
+import json
+import lzma
 import re
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from analysis.errors import SymbolsError
 from analysis.ram import Ram
-from analysis.symbols.btf import Btf
+from analysis.symbols.btf import VOID, Btf
 from analysis.symbols.kernel import (
     Kernel,
     Names,
@@ -119,7 +122,7 @@ def build(
     symbols: dict[str, Any] = {}
     for name, (_, address) in names.symbols.items():
         shifted = address - offset if first <= address <= last else address
-        symbols[name] = {"address": shifted}
+        symbols[name] = {"address": shifted, "type": VOID}
     for name, text in GLOBALS.items():
         if name in symbols and (kind := _type(text, types)):
             symbols[name]["type"] = kind
@@ -206,3 +209,54 @@ def from_side_cars(
         else:
             return kernel, made
     raise SymbolsError("; ".join(dict.fromkeys(reasons)) or "no VMCOREINFO note of a Linux kernel")
+
+
+MAX_GIVEN = 1 << 30
+
+
+def from_given(ram: Ram, tables: Iterable[tuple[str, bytes]]) -> tuple[Kernel, dict[str, Any]]:
+    """Return the kernel of an image and the first of these ISFs that is of it, by its banner.
+
+    Args:
+        ram: the memory.
+        tables: name and content of each, JSON plain or compressed by gzip or xz.
+
+    Raises: SymbolsError, saying what each was.
+    """
+    found = [kernel for kernel in kernels(ram) if kernel.machine == "x86-64"]
+    if not found:
+        raise SymbolsError("no VMCOREINFO note of a Linux kernel on x86-64")
+    reasons: list[str] = []
+    for name, content in tables:
+        try:
+            isf, banner = read_isf(content)
+        except SymbolsError as e:
+            reasons.append(f"{name}: {e}")
+            continue
+        for kernel in found:
+            if banner.startswith(f"Linux version {kernel.release} ".encode()) and any(
+                True for _ in ram.find(banner)
+            ):
+                return kernel, isf
+        reasons.append(f"{name} is of another kernel")
+    raise SymbolsError("; ".join(reasons) or "none were given")
+
+
+def read_isf(content: bytes) -> tuple[dict[str, Any], bytes]:
+    """Return an ISF and the banner of its kernel. Raises: SymbolsError if it is none."""
+    try:
+        if content.startswith(b"\x1f\x8b"):
+            plain = zlib.decompressobj(31).decompress(content, MAX_GIVEN)
+        elif content.startswith(b"\xfd7zXZ"):
+            plain = lzma.LZMADecompressor().decompress(content, MAX_GIVEN)
+        else:
+            plain = content
+        isf = json.loads(plain)
+        banner = base64.b64decode(isf["symbols"]["linux_banner"]["constant_data"], validate=True)
+        if not all(isinstance(isf[part], dict) for part in ("base_types", "user_types", "enums")):
+            raise SymbolsError("a part is no object")
+    except (ValueError, KeyError, TypeError, RecursionError, zlib.error, lzma.LZMAError) as e:
+        raise SymbolsError(f"not the ISF of a Linux kernel: {type(e).__name__} {e}") from e
+    if len(banner) < 20 or not banner.startswith(b"Linux version "):
+        raise SymbolsError("its linux_banner is none")
+    return isf, banner

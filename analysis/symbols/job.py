@@ -15,13 +15,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from analysis.errors import AnalysisError
+from analysis.errors import AnalysisError, SymbolsError
 from analysis.output import ParquetSink
 from analysis.ram import Ram, open_ram
 from analysis.schema import KERNELS
-from analysis.symbols.isf import from_image
+from analysis.symbols.isf import from_given, from_image, from_side_cars
 from analysis.symbols.kernel import Kernel, banners
 from evidence_store.child import Channel
+
+SIDE_CARS = ("btf", "kallsyms")
+"""Files of the live kernel: /sys/kernel/btf/vmlinux and /proc/kallsyms."""
 
 ISF_PART = "symbols/00000000.json.gz"
 
@@ -33,7 +36,7 @@ def main(channel: Channel) -> None:
     with channel.image(request["item"]) as image:
         try:
             ram = open_ram(image)
-            kernel, isf = from_image(ram, ("impound", request["version"]))
+            source, kernel, isf = _made(ram, request)
         except AnalysisError as e:
             sink.coverage(job="symbols", what="symbols", reason=f"no symbols: {e}{_seen(image)}",
                           count=1)  # fmt: skip
@@ -44,9 +47,35 @@ def main(channel: Channel) -> None:
         path.write_bytes(gzip.compress(plain, 3, mtime=0))
         channel.send("part", table="symbols", name=ISF_PART, rows=len(isf["symbols"]))
         sha256 = hashlib.sha256(plain).hexdigest()
-        row = _row(request, ram, kernel, isf, sha256)
+        row = {**_row(request, ram, kernel, isf, sha256), "source": source}
         sink.rows("kernels", pa.Table.from_pylist([row], schema=KERNELS))
     sink.close()
+
+
+def _made(ram: Ram, request: dict[str, Any]) -> tuple[str, Kernel, dict[str, Any]]:
+    """From the image; else from BTF and kallsyms of the live kernel; else what was given."""
+    producer = ("impound", request["version"])
+    reasons = []
+    try:
+        return "image", *from_image(ram, producer)
+    except SymbolsError as e:
+        reasons.append(str(e))
+    given = [Path(name) for name in request["given"]]
+    cars = {path.name: path for path in given if path.name in SIDE_CARS}
+    try:
+        if len(cars) == len(SIDE_CARS):
+            btf, kallsyms = (cars[name].read_bytes() for name in SIDE_CARS)
+            return "side-cars", *from_side_cars(ram, btf=btf, kallsyms=kallsyms, producer=producer)
+    except SymbolsError as e:
+        reasons.append(f"of the side-cars: {e}")
+    tables = [path for path in given if path.name not in SIDE_CARS]
+    try:
+        if tables:
+            found = from_given(ram, ((path.name, path.read_bytes()) for path in tables))
+            return "given", *found
+    except SymbolsError as e:
+        reasons.append(f"of the tables given: {e}")
+    raise SymbolsError("; ".join(reasons))
 
 
 def _seen(image: Any) -> str:
@@ -59,6 +88,11 @@ def _seen(image: Any) -> str:
     return f". The image says: {said}" if said else ". The image has no banner of a Linux kernel"
 
 
+def _page_table(kernel: Kernel) -> int | None:
+    top = kernel.symbol("swapper_pg_dir")
+    return None if top is None else kernel.physical(top)
+
+
 def _row(
     request: dict[str, Any], ram: Ram, kernel: Kernel, isf: dict[str, Any], sha256: str
 ) -> dict[str, Any]:
@@ -68,7 +102,9 @@ def _row(
         "release": kernel.release, "machine": "x86-64",
         "banner": banner.rstrip(b"\n\0").decode("ascii", "backslashreplace"),
         "build_id": kernel.build_id, "offset": ram.offset_of(kernel.address),
-        "address": kernel.address, "kernel_offset": kernel.offset, "levels": kernel.levels,
-        "source": "image", "symbols": len(isf["symbols"]), "types": len(isf["user_types"]),
+        "address": kernel.address, "kernel_offset": kernel.offset, 
+        "page_table": _page_table(kernel),
+        "levels": kernel.levels,
+        "symbols": len(isf["symbols"]), "types": len(isf["user_types"]),
         "sha256": sha256, "tool": "impound", "tool_version": request["version"],
     }  # fmt: skip

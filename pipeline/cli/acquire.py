@@ -77,11 +77,14 @@ _DRY = click.option("--dry-run", is_flag=True, help="Print the plan and do nothi
 @NO_COPY
 @click.option("--again", is_flag=True, help="Freeze anew what was frozen and read before.")
 @_SINCE
+@click.option("--via", type=click.Choice(["direct", "volume"]), default="direct",
+              help="How it is read: EBS direct, or a volume of the Audit copy on this "
+              "workstation.")  # fmt: skip
 @_DRY
 @pass_globals
 def volume(
     options: Globals, targets: tuple[str, ...], case_id: str, account: str, region: str,
-    no_copy: bool, dry_run: bool, again: bool, since: tuple[str, ...],
+    no_copy: bool, dry_run: bool, again: bool, since: tuple[str, ...], via: str,
 ) -> int:  # fmt: skip
     """Take the volumes of instances, or single volumes, into custody.
 
@@ -91,9 +94,13 @@ def volume(
     """
     if len(targets) > 1 and any(each != "last" for each in since):
         raise UsageError("with several targets, --since takes only last")
+    if via == "volume" and (no_copy or since):
+        raise UsageError(
+            "--via volume reads a whole Audit copy: neither --no-copy nor --since go with it"
+        )
     found = [parsed(options, t, account, region, snapshot=False) for t in targets]
     return _take(options, case_id, found, copy=not no_copy, dry_run=dry_run, again=again,
-                 since=since)  # fmt: skip
+                 since=since, through_volume=via == "volume")  # fmt: skip
 
 
 @acquire.command()
@@ -118,7 +125,7 @@ def snapshot(
 
 def _take(
     options: Globals, case_id: str, targets: list[Target], *, copy: bool, dry_run: bool,
-    again: bool, since: tuple[str, ...],
+    again: bool, since: tuple[str, ...], through_volume: bool = False,
 ) -> int:  # fmt: skip
     from pipeline.acquire import Acquisition, missing_settings
 
@@ -134,10 +141,18 @@ def _take(
         )
     case = options.open_store(writing=True).case(checked(case_id))
     with _bars(options) as progress:
-        outcomes = Acquisition(
-            case, session.accounts(case_id), session.settings, targets[0], copy=copy,
+        accounts = session.accounts(case_id)
+        work = Acquisition(
+            case, accounts, session.settings, targets[0], copy=copy,
             say=options.say, progress=progress, more=targets[1:], again=again, since=since,
-        ).run_all()  # fmt: skip
+        )  # fmt: skip
+        if through_volume:
+            from pipeline.run import Run
+            from pipeline.workstation import Bench
+
+            run = Run(case, accounts, session.settings, options.say, ending=work.ending)
+            work.via = Bench(run, targets[0].region, session.store_uri).opened
+        outcomes = work.run_all()
     checkpoint = options.seal(case)
     documents = [outcome.document() for outcome in outcomes]
     options.result(

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import click
@@ -15,6 +17,7 @@ from evidence_store.store import Case
 from pipeline.cli.base import Command, Globals, pass_globals, receipt
 from pipeline.cli.case import checked
 from pipeline.errors import UsageError
+from pipeline.symbols import files, library
 
 
 @click.command(cls=Command)
@@ -22,9 +25,20 @@ from pipeline.errors import UsageError
 @click.option("--item", "items", metavar="ITEM", multiple=True, help="Only these (default: all).")
 @click.option("--jobs", "names", metavar="NAME[,NAME]", default="",
               help=f"Only these: {', '.join(JOBS)} (default: all that fit).")  # fmt: skip
+@click.option("--profile", type=click.Choice(["quick", "full"]), default="quick",
+              help="Of memory: what is asked first, or all plugins.")  # fmt: skip
+@click.option("--rules", "folder", metavar="DIR", default=None,
+              type=click.Path(exists=True, path_type=Path),
+              help="YARA rules (*.yar, *.yara) for memory.")  # fmt: skip
+@click.option("--symbols", "tables", metavar="PATH", default=None,
+              type=click.Path(exists=True, path_type=Path),
+              help="ISF or folder (ISF, or btf and kallsyms) where none can be made.")  # fmt: skip
 @click.option("--again", is_flag=True, help="Also where the same job was done before.")
 @pass_globals
-def analyse(options: Globals, case_id: str, items: tuple[str, ...], names: str, again: bool) -> int:
+def analyse(
+    options: Globals, case_id: str, items: tuple[str, ...], names: str, profile: str,
+    folder: Path | None, tables: Path | None, again: bool,
+) -> int:  # fmt: skip
     """Run analysis jobs over the items of a case, each in a limited process of its own.
 
     Exit 3: done, and something was not seen (it stands in the table `coverage`).
@@ -33,12 +47,26 @@ def analyse(options: Globals, case_id: str, items: tuple[str, ...], names: str, 
     case = options.open_store(writing=True).case(checked(case_id))
     work = _work(case, items, chosen)
     results: list[JobResult] = []
+    given = {"symbols": files(tables)} if tables else {}
+    if folder:
+        given["memory"] = _rule_files(folder)
     for job, item_id in work:
         with options.progress(f"{job.name} {item_id}") as progress:
-            results.append(run_job(case, job, item_id, again=again, progress=progress))
-        if not options.as_json:
-            for line in _lines(results[-1]):
-                options.result({}, [line])
+            how = {"profile": profile} if job.name == "memory" and profile != "quick" else {}
+            done = run_job(case, job, item_id, again=again, options=how, given=given,
+                           progress=progress)  # fmt: skip
+            symbols = done if job.name == "symbols" else done.needed
+            if symbols and symbols.result == "failed" and not tables and any(library().glob("*")):
+                brought = {**given, "symbols": files(library())}
+                done = run_job(case, job, item_id, again=again, options=how, given=brought,
+                               progress=progress)  # fmt: skip
+        for result in (done.needed, done):
+            # What a job needed was done just before, if its own turn came.
+            if result and all(result.result_item != known.result_item for known in results):
+                results.append(result)
+                if not options.as_json:
+                    for line in _lines(result):
+                        options.result({}, [line])
     checkpoint = options.seal(case)
     document = {
         "message_type": "analysis", "case": case_id, "receipt": receipt(checkpoint),
@@ -48,6 +76,18 @@ def analyse(options: Globals, case_id: str, items: tuple[str, ...], names: str, 
     if any(result.result == "failed" for result in results):
         return AnalysisError.exit_code
     return 3 if any(result.result == "partial" for result in results) else 0
+
+
+def _rule_files(folder: Path) -> dict[str, bytes]:
+    """Return the rules of a folder, or one file, by names that stand for them in the job."""
+    found = [folder] if folder.is_file() else sorted(
+        path for path in folder.rglob("*") if path.suffix in (".yar", ".yara") and path.is_file()
+    )  # fmt: skip
+    if not found:
+        raise UsageError(f"no *.yar or *.yara below {folder}")
+    names = (re.sub("[^A-Za-z0-9._-]", "_", path.name)[-80:] for path in found)
+    return {f"{n:04d}-{name}": path.read_bytes()
+            for n, (name, path) in enumerate(zip(names, found, strict=True))}  # fmt: skip
 
 
 def _jobs(names: str) -> list[Job]:

@@ -142,7 +142,8 @@ def _containment(
 
     return Containment(
         journal, options.session.accounts(case_id), options.session.settings, where,
-        say=options.say, approve=lambda question: _approved(options, question), **more,
+        say=options.say, approve=lambda question: _approved(options, question), packets=True,
+        **more,
     )  # fmt: skip
 
 

@@ -28,10 +28,16 @@ SCENARIOS = ("all", "offline", "response")
               help="Run a practice landing zone on this machine until interrupted.")  # fmt: skip
 @click.option("--env-file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="With --serve: variables for a shell, there when all is ready.")  # fmt: skip
+@click.option("--guest", is_flag=True, help="Put a machine (QEMU) behind the instance.")
+@click.option("--organisation", is_flag=True,
+              help="With --serve: all that `readiness` looks for is in place.")  # fmt: skip
+@click.option("--defect", "defects", multiple=True, metavar="CHECK|all",
+              help="With --organisation: but for what this check finds; `all`: all that --fix"
+              " mends.")  # fmt: skip
 @pass_globals
 def gameday(
     options: Globals, scenario: str, seed: int, output: Path | None, serve: bool,
-    env_file: Path | None,
+    env_file: Path | None, guest: bool, organisation: bool, defects: tuple[str, ...],
 ) -> int:  # fmt: skip
     """Rehearse the whole job on evidence made for it; end with a scorecard.
 
@@ -41,14 +47,23 @@ def gameday(
     Uses keys and a store of its own; nothing of yours is touched. Exit 0 when every step that can
     be rehearsed here passed.
 
+    With --guest: a practice machine, made of Debian packages in a minute and cached, stands behind
+    the instance; what the instance's groups do not let through does not reach it. Where it cannot
+    be made, that is said, and the rest is rehearsed.
+
     With --serve: AWS stood in for by a process on 127.0.0.1, three accounts with keys, an evidence
     bucket, a sealer, and an instance with two encrypted volumes. Ends with SIGINT or SIGTERM, exit
     0.
     """
     if serve and output:
         raise UsageError("--output does not go with --serve, which keeps nothing")
+    if (organisation and not serve) or (defects and not organisation):
+        raise UsageError("--organisation goes with --serve, --defect with --organisation")
+    if organisation and guest:
+        raise UsageError("--guest does not go with --organisation: their networks differ")
     if serve:
-        return _serve(options, env_file)
+        wanted = _defects(defects) if organisation else None
+        return _serve(options, env_file, wanted, guest=guest)
     if env_file:
         raise UsageError("--env-file goes with --serve")
     from pipeline.gameday.offline import OfflineGameDay
@@ -69,7 +84,7 @@ def gameday(
     if scenario != "response":
         OfflineGameDay(folder / "offline", options.session, seed, progress, card).run()
     if scenario != "offline":
-        ResponseGameDay(folder / "response", seed, card, options.say).run()
+        ResponseGameDay(folder / "response", seed, card, options.say, guest=guest).run()
     else:
         card.not_rehearsed.append("AWS (impound gameday response)")
     path = write_scorecard(card)
@@ -77,7 +92,23 @@ def gameday(
     return 0 if card.passed else 1
 
 
-def _serve(options: Globals, env_file: Path | None) -> int:
+def _defects(names: tuple[str, ...]) -> list[str]:
+    """Names of defects, in order. Raises: UsageError."""
+    try:
+        from pipeline.gameday.aws.organisation import DEFECTS, FOR_PEOPLE
+    except ImportError:
+        return []  # the stand-in is not installed; `serving` says so
+    mended = [n for n in DEFECTS if n not in FOR_PEOPLE]
+    for name in names:
+        if name not in DEFECTS and name != "all":
+            raise UsageError(f"no defect is called {name}", hint=f"all: {', '.join(DEFECTS)}")
+    wanted = set(names) | (set(mended) if "all" in names else set())
+    return [n for n in DEFECTS if n in wanted]
+
+
+def _serve(
+    options: Globals, env_file: Path | None, defects: list[str] | None, *, guest: bool
+) -> int:  # fmt: skip
     from pipeline.gameday.serve import serving
 
     with contextlib.ExitStack() as stack:
@@ -85,7 +116,7 @@ def _serve(options: Globals, env_file: Path | None) -> int:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="impound-"))
             env_file = Path(folder) / "env"
         options.say("starting AWS on this machine ...")
-        now, wait = stack.enter_context(serving(env_file))
+        now, wait = stack.enter_context(serving(env_file, defects, guest=guest, say=options.say))
         where = str(env_file.absolute())
         made = {
             "endpoint": now.server.endpoint, "env_file": where, "store": now.seeded.store,
@@ -98,6 +129,9 @@ def _serve(options: Globals, env_file: Path | None) -> int:
                 "instance": estate.instance, "volumes": " ".join(estate.volumes),
                 "snapshot": estate.snapshot, "images": " ".join(estate.images),
             }  # fmt: skip
+        if now.guest:
+            made |= {"guest": f"{now.variables['GUEST_USER']}@{now.variables['GUEST_ADDRESS']}",
+                     "guest_proxy": now.variables["GUEST_PROXY"]}  # fmt: skip
         options.result(
             {"message_type": "serving", **made, "not_rehearsed": list(now.left_out)},
             [

@@ -456,13 +456,18 @@ def _telling(options: Globals, control: Control) -> Iterator[Callable[[list[Row]
         return
     from rich.console import Console
     from rich.live import Live
-    from rich.table import Table
+    from rich.text import Text
 
-    def drawn(rows: list[Row]) -> Table:
-        made = Table("TARGET", "STEP", "PIECE", "STATE", "WHAT", box=None, highlight=False)
-        for line in lines(rows):
-            made.add_row(*(shown(cell).replace("[", r"\[") for cell in _cells(line)))
-        return made
+    from pipeline.cli.live import Cells, picture
+
+    def cells(line: Line) -> Cells:
+        _, step, piece, state, what = map(shown, _cells(line))
+        return step, piece, state, "" if what == "on local" else what  # there is no other
+
+    def drawn(rows: list[Row]) -> Text:
+        width, height = console.size
+        found = picture(((line, cells(line)) for line in lines(rows)), width, max(height - 1, 1))
+        return Text("\n".join(found), no_wrap=True, overflow="crop")
 
     console = Console(stderr=True, no_color=options.colorless, highlight=False)
     with Live(console=console, refresh_per_second=4, transient=True) as live:

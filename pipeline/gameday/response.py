@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shlex
+import socket
 import subprocess
 import sys
 import tempfile
@@ -23,19 +24,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from acquisition.reach import connect
 from pipeline.gameday.disks import find, traces
 from pipeline.gameday.scorecard import Scorecard, Step, StepFailedError, must
-from pipeline.gameday.serve import Zone, standing
+from pipeline.gameday.serve import FORENSICS, OUTSIDE, Zone, standing
 
 CASE = "GAMEDAY"
 _IMPOUND = (sys.executable, "-I", "-c", "from pipeline.cli import main; main()")
 _NOT_HERE = "is not part of this version"
 # Gaps that a rehearsal cannot close; any other gap of a step is a failure.
 _EXPECTED: Mapping[str, str] = {
-    "isolate": "not probed",
+    "isolate": "not probed",  # with a machine it is
     "analyse": "listed in the table coverage",
 }
 _ON_THE_MACHINE = ("memory", "live")
+_SILENCE_S = 3.0
 _FILES = "SELECT item, path, sha256, allocated, name FROM files"
 
 
@@ -54,12 +57,14 @@ class ResponseGameDay:
 
     Attributes:
         told: called with each line of progress.
+        guest: a machine stands behind the instance, if it can be made here.
     """
 
     folder: Path
     seed: int
     card: Scorecard
     told: Callable[[str], None] = lambda _line: None
+    guest: bool = False
     _zone: Zone = field(init=False)
 
     def run(self) -> Scorecard:
@@ -77,20 +82,31 @@ class ResponseGameDay:
         with contextlib.ExitStack() as stack:
             with self.card.step("landing zone") as step:
                 self._zone = stack.enter_context(
-                    standing(self.folder.absolute() / "aws.env", self.seed)
+                    standing(
+                        self.folder.absolute() / "aws.env",
+                        self.seed,
+                        guest=self.guest,
+                        say=self.told,
+                    )
                 )
                 estate = self._zone.seeded.estate
                 self.card.not_rehearsed += [f"AWS: {what}" for what in self._zone.left_out]
                 must(estate, "no disks could be made: mke2fs is missing (apt install e2fsprogs)")
                 step.detail = "three accounts, one instance with two encrypted volumes"
+                if self._zone.guest:
+                    step.detail += ", and a machine behind it"
             yield
 
     def _steps(self) -> None:
         instance = self._zone.variables["INSTANCE"]
         disks, before = self._digests(), self._connections()
-        self._detection(instance)
-        self._respond(instance)
-        self._isolated(before)
+        with contextlib.ExitStack() as stack:
+            intruder = stack.enter_context(self._intruder()) if self._zone.guest else None
+            self._detection(instance)
+            self._respond(instance)
+            self._isolated(before)
+            if intruder:
+                self._packets(intruder)
         self._evidence(disks)
         self._find()
         self._release(instance, before)
@@ -129,10 +145,11 @@ class ResponseGameDay:
         if gaps and all(_NOT_HERE in gap for gap in gaps):
             self.card.not_rehearsed.append(f"{name}: not there yet")
             return
-        if name in _ON_THE_MACHINE:
+        if name in _ON_THE_MACHINE and not self._has_machine:
             self.card.not_rehearsed.append(f"{name}: no machine stands behind the instance")
             return
-        bad = [gap for gap in gaps if name not in _EXPECTED or _EXPECTED[name] not in gap]
+        known = self._expected
+        bad = [gap for gap in gaps if name not in known or known[name] not in gap]
         bad += [f"{x['unit']} {x['state']}" for x in lines if x["state"] not in ("ok", "gap")]
         seconds = max(e for _, e in spans) - min(b for b, _ in spans) if spans else 0.0
         pieces = f"{len(lines)} pieces" if len(lines) > 1 else ""
@@ -140,6 +157,55 @@ class ResponseGameDay:
         step = Step(f"respond: {name}", "failed" if bad else "ok", round(seconds, 3), detail)
         self.card.steps.append(step)
         self.card.on_step(step)
+
+    @property
+    def _has_machine(self) -> bool:
+        return self._zone.guest is not None
+
+    @property
+    def _expected(self) -> Mapping[str, str]:
+        # The intruder's connection is cut, which the machine cannot know.
+        held = {"isolate": "the host holds a flow"} if self._has_machine else {}
+        return {**_EXPECTED, **held}
+
+    # -- the machine, by packets -----------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _intruder(self) -> Iterator[socket.socket]:
+        """Somebody outside who is connected when it all begins."""
+        with self.card.step("an intruder is connected") as step, contextlib.ExitStack() as stack:
+            made = self._call(OUTSIDE)
+            must(made, "the machine does not answer from outside, before anything was done")
+            assert made  # noqa: S101
+            stack.enter_context(made)
+            banner = made.recv(80).decode(errors="replace").strip()
+            step.detail = f"from {OUTSIDE}: {banner}"
+            kept = stack.pop_all()
+        with kept:
+            yield made
+
+    def _packets(self, intruder: socket.socket) -> None:
+        with self.card.step("packets: the intruder is cut, we are not") as step:
+            intruder.sendall(b"SSH-2.0-intruder\r\n")
+            must(_silent(intruder), "the intruder's connection goes on")
+            again = self._call(OUTSIDE)
+            must(again is None, "somebody from outside is answered")
+            ours = self._call(FORENSICS)
+            must(ours, "the forensics side is not answered")
+            assert ours  # noqa: S101
+            with ours:
+                banner = ours.recv(80).decode(errors="replace").strip()
+            step.detail = f"from {FORENSICS}: {banner}"
+
+    def _call(self, source: str) -> socket.socket | None:
+        """Connect to the machine's SSH server from an address; None if nobody answers."""
+        proxy = f"127.0.0.1:{self._zone.server.vantage(source)}"
+        try:
+            made = connect(self._zone.variables["GUEST_ADDRESS"], 22, proxy, _SILENCE_S)
+        except OSError:
+            return None
+        made.settimeout(30)
+        return made
 
     def _isolated(self, before: Connections) -> None:
         with self.card.step("the instance is cut off") as step:
@@ -257,6 +323,15 @@ class ResponseGameDay:
             log.write(printed)
         must(code in codes, f"impound {arguments[0]} ended with {code}: {said}")
         return [json.loads(line) for line in printed.splitlines()]
+
+
+def _silent(connection: socket.socket) -> bool:
+    """Whether nothing comes for a while."""
+    connection.settimeout(_SILENCE_S)
+    try:
+        return not connection.recv(1)
+    except TimeoutError:
+        return True
 
 
 def detection(instance: str) -> dict[str, Any]:

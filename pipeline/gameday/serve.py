@@ -13,8 +13,8 @@ import shlex
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -24,12 +24,17 @@ from pipeline.gameday.disks import ext4_disk, plant, tool, traces, xfs_disk
 from pipeline.gameday.scorecard import StepFailedError
 
 if TYPE_CHECKING:
+    from pipeline.gameday.aws.organisation import Organisation
     from pipeline.gameday.aws.seed import Seeded
     from pipeline.gameday.aws.stand import ServerProcess
+    from pipeline.gameday.guest import Guest
 
 HANDLER = "pipeline.sealer:handler"
 _MARK = "# made by: impound gameday --serve"
 _VOLUME_BYTES = 1 << 30
+# Where responders come from in the practice network, and where nobody may come from.
+FORENSICS, OUTSIDE = "10.99.0.10", "198.51.100.7"
+_FORENSICS_NETWORK = "10.99.0.0/24"
 _NO_IMAGES = "no instance and no volumes: {} is not installed (apt install {})"
 
 
@@ -39,12 +44,17 @@ class StandInError(PipelineError):
 
 @dataclass(frozen=True)
 class Zone:
-    """A landing zone that stands. `variables`: for the environment; `left_out`: unlike AWS."""
+    """A landing zone that stands.
+
+    `variables`: for the environment; `left_out`: unlike AWS; `guest`: the machine behind the
+    instance, if one was asked for and could be made.
+    """
 
     server: ServerProcess
     variables: dict[str, str]
     seeded: Seeded
     left_out: tuple[str, ...]
+    guest: Guest | None = None
 
     def exports(self) -> list[str]:
         """Lines for a POSIX shell."""
@@ -61,17 +71,25 @@ def images_path(env_file: Path) -> Path:
     return env_file.with_name(f"{env_file.name}.images")
 
 
+def guest_path(env_file: Path) -> Path:
+    """The folder of the practice machine beside the file of variables: its keys, its console."""
+    return env_file.with_name(f"{env_file.name}.guest")
+
+
 @contextlib.contextmanager
-def serving(env_file: Path) -> Iterator[tuple[Zone, Callable[[], None]]]:
+def serving(
+    env_file: Path, defects: Sequence[str] | None = None, *, guest: bool = False,
+    say: Callable[[str], None] = lambda _line: None,
+) -> Iterator[tuple[Zone, Callable[[], None]]]:  # fmt: skip
     """Start the stand-in and write the file; yield (zone, wait). At the end all is gone.
 
     `wait` returns on SIGINT, SIGTERM or SIGHUP, which interrupt nothing else, and raises
-    StandInError if the stand-in ended by itself.
+    StandInError if the stand-in ended by itself. Arguments: as of `standing`.
 
     Raises: UsageError if `env_file` is something else; StandInError.
     """
     stop = threading.Event()
-    with _signals(stop), standing(env_file) as zone:
+    with _signals(stop), standing(env_file, defects=defects, guest=guest, say=say) as zone:
 
         def wait() -> None:
             while not stop.wait(0.2):
@@ -82,14 +100,26 @@ def serving(env_file: Path) -> Iterator[tuple[Zone, Callable[[], None]]]:
 
 
 @contextlib.contextmanager
-def standing(env_file: Path, seed: int = 1) -> Iterator[Zone]:
+def standing(
+    env_file: Path, seed: int = 1, defects: Sequence[str] | None = None, *, guest: bool = False,
+    say: Callable[[str], None] = lambda _line: None,
+) -> Iterator[Zone]:  # fmt: skip
     """Start the stand-in, its disks with the traces of `seed`, and write the file.
+
+    Args:
+        env_file: the file of variables.
+        seed: for the traces.
+        defects: None: what a response needs; else everything that `readiness` looks for is in
+            place, but for what these checks find.
+        guest: put the practice machine behind the instance, if it can be made here.
+        say: called with what takes a while.
 
     Raises: UsageError if `env_file` is something else; StandInError.
     """
     for path in (env_file, config_path(env_file)):
         _make_way(path)
-    _make_way_for_images(images_path(env_file))
+    for folder in (images_path(env_file), guest_path(env_file)):
+        _make_way_for_folder(folder)
     try:
         from pipeline.gameday.aws.accounts import AccountError
         from pipeline.gameday.aws.seed import LEFT_OUT
@@ -107,6 +137,9 @@ def standing(env_file: Path, seed: int = 1) -> Iterator[Zone]:
             seeded = make(server, HANDLER, images)
         except (StandError, AccountError, StepFailedError) as e:
             raise StandInError(str(e)) from e
+        organisation = None
+        if defects is not None:
+            organisation = _organise(server, seeded, defects)
         variables = {
             "AWS_ENDPOINT_URL": server.endpoint,
             **seeded.responder.environment(),
@@ -114,8 +147,10 @@ def standing(env_file: Path, seed: int = 1) -> Iterator[Zone]:
             **(seeded.estate.variables() if seeded.estate else {}),
         }
         zone = Zone(server, variables, seeded, (*LEFT_OUT, *left_out))
+        if guest:
+            zone = _with_guest(zone, guest_path(env_file), stack, say)
         stack.callback(_remove, config_path(env_file))
-        _write(config_path(env_file), _settings(seeded))
+        _write(config_path(env_file), _settings(zone, organisation))
         stack.callback(_remove, env_file)
         _write(env_file, [_MARK, *zone.exports()])
         yield zone
@@ -149,7 +184,66 @@ def _images(folder: Path, seed: int, stack: contextlib.ExitStack) -> tuple[list[
     return made, missing
 
 
-def _settings(seeded: Seeded) -> list[str]:
+def _with_guest(
+    zone: Zone, folder: Path, stack: contextlib.ExitStack, say: Callable[[str], None]
+) -> Zone:  # fmt: skip
+    """Put the practice machine behind the instance; what cannot be is left out and said."""
+    from pipeline.gameday.guest import Guest, GuestError, guest_image
+    from pipeline.gameday.guest.machine import PORTS, USER
+
+    estate = zone.seeded.estate
+    if estate is None:
+        return replace(zone, left_out=(*zone.left_out, "no machine: there is no instance"))
+    try:
+        image = guest_image(say)
+        say("practice machine: starting")
+        folder.mkdir(mode=0o700)
+        stack.callback(shutil.rmtree, folder)
+        (folder / "mark").write_text(_MARK + "\n")
+        guest = stack.enter_context(Guest(image, folder))
+        (folder / "host_keys").write_text(f"{estate.instance} {guest.host_key}\n")
+    except (GuestError, OSError) as e:
+        lacking = f"no machine behind the instance, so no memory and no live response: {e}"
+        return replace(zone, left_out=(*zone.left_out, lacking))
+    zone.server.attach(estate.instance, {p: guest.port(p) for p in PORTS}, guest.keys)
+    held = zone.server.client("ec2", zone.variables["MEMBER_ACCOUNT"]).describe_instances(
+        InstanceIds=[estate.instance]
+    )["Reservations"][0]["Instances"][0]
+    variables = {
+        "GUEST_ADDRESS": held["PrivateIpAddress"], "GUEST_USER": USER,
+        "GUEST_KEY": str(guest.key), "GUEST_HOST_KEY": guest.host_key,
+        "GUEST_PROXY": f"127.0.0.1:{zone.server.vantage(FORENSICS)}",
+    }  # fmt: skip
+    differs = "the machine behind the instance runs from a disk of its own, not from the volumes"
+    return replace(zone, guest=guest, variables=zone.variables | variables,
+                   left_out=(*zone.left_out, differs))  # fmt: skip
+
+
+def _organise(server: ServerProcess, seeded: Seeded, defects: Sequence[str]) -> Organisation:
+    """Put everything in place, then the defects. Raises: StandInError."""
+    from pipeline.gameday.aws.organisation import DEFECTS, organise
+
+    if seeded.estate is None:
+        raise StandInError(
+            "the organisation needs an instance, and its disks could not be made",
+            hint="apt install e2fsprogs",
+        )
+    made = organise(server, seeded)
+    for name in defects:
+        DEFECTS[name](made)
+    return made
+
+
+def _settings(zone: Zone, organisation: Organisation | None) -> list[str]:
+    seeded = zone.seeded
+    reach = [
+        f'isolation_sources = ["{_FORENSICS_NETWORK}"]',
+        "[ssh]",
+        f'user = "{zone.variables["GUEST_USER"]}"',
+        f'proxy = "{zone.variables["GUEST_PROXY"]}"',
+        f'source = "{FORENSICS}"',
+        f'host_keys = "{zone.guest.folder / "host_keys"}"',
+    ] if zone.guest else []  # fmt: skip
     return [
         _MARK,
         f'store = "{seeded.store}"',  # where the sealer seals
@@ -160,12 +254,17 @@ def _settings(seeded: Seeded) -> list[str]:
         f'external_id = "{seeded.estate.external_id if seeded.estate else ""}"',
         'source_lock = "governance"',
         "source_lock_days = 1",
+        *(organisation.aws_settings() if organisation else []),
+        *reach,
         "[s3]",
         f'kms_key = "{seeded.store_key}"',
         "[signing]",
         f'entry_key = "{seeded.entry_key}"',
         f'checkpoint_key = "{seeded.checkpoint_key}"',
         f'sealer = "{seeded.sealer}"',
+        "[workstation]",
+        *(f'{name} = "{value}"' for name, value in seeded.workstation.items()),
+        *(organisation.settings() if organisation else []),
     ]
 
 
@@ -183,8 +282,8 @@ def _make_way(path: Path) -> None:
     path.unlink()
 
 
-def _make_way_for_images(folder: Path) -> None:
-    """The same for the folder of images."""
+def _make_way_for_folder(folder: Path) -> None:
+    """The same for a folder."""
     if not folder.exists():
         return
     try:

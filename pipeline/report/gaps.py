@@ -33,8 +33,11 @@ MEANINGS: Mapping[str, str] = {
     "job-died": "the job ended before its work was done; what it had made is kept",
     "part-lost": "rows that the job announced and did not leave behind",
     "no-rows": "the job ended well and found nothing at all, which is not what one expects",
-    "memory": "memory that the image should hold and does not, or a machine that is not analysed",
-    "symbols": "no symbol table of this kernel could be had or trusted: memory is not explained",
+    "memory": "memory that the image states and does not hold, or that is not analysed",
+    "symbols": "no symbol table of this kernel could be had, or be trusted",
+    "plugin": "a method of memory analysis failed, hung, or was left out",
+    "rules": "rules that were ignored, or not applied to all of the item",
+    "rows-cut": "more rows than are kept",
     "coverage-cut": "more gaps than can be kept; the rest is known only by number",
 }
 """What each kind of coverage row means, for readers who do not know the program."""

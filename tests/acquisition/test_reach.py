@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import socket
 import struct
@@ -16,6 +17,8 @@ from acquisition.reach import (
     PortClosedError,
     Tunnel,
     UnreachableError,
+    connect,
+    direct,
     endpoint,
     own_address,
     permitted,
@@ -141,7 +144,7 @@ class Endpoint:
 def test_ssh_through_a_websocket_endpoint(sshd, monkeypatch):
     relay = Endpoint(sshd.port)
     monkeypatch.setattr(
-        "acquisition.reach.tunnel_url", lambda *_: f"ws://{relay.address}/openTunnel"
+        "acquisition.reach.tunnel_url", lambda *_, **__: f"ws://{relay.address}/openTunnel"
     )
     dial = endpoint(Session(), "eu-central-1", "eice-1", relay.address, "127.0.0.1", 22)
     with sshd.remote(dial=dial).open() as r, r.stream("head -c 3000000 /dev/zero", "test") as s:
@@ -165,3 +168,62 @@ def test_tunnel_gives_what_was_asked_for_and_ends():
 
     tunnel = Tunnel(Socket())
     assert (tunnel.recv(4), tunnel.recv(9), tunnel.recv(9)) == (b"abcd", b"ef", b"")
+
+
+# -- an HTTP proxy
+
+
+@pytest.fixture
+def proxy():
+    """Answer CONNECT as told; return (address, what was asked for)."""
+    made = []
+
+    def start(answer, then=b""):
+        server, heard = socket.create_server(("127.0.0.1", 0)), []
+
+        def serve():
+            with server, server.accept()[0] as client, contextlib.suppress(OSError):
+                heard.append(client.recv(4096))
+                client.sendall(answer + then)
+                client.recv(1)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        made.append(thread)
+        return f"127.0.0.1:{server.getsockname()[1]}", heard
+
+    yield start
+    for thread in made:
+        thread.join(10)
+
+
+def test_a_proxy_connects_and_what_follows_is_the_hosts(proxy):
+    where, heard = proxy(b"HTTP/1.1 200 OK\r\nX: y\r\n\r\n", b"SSH-2.0-x\r\n")
+    with connect("10.0.0.5", 22, where) as s:
+        assert s.recv(100) == b"SSH-2.0-x\r\n"
+    assert heard[0].startswith(b"CONNECT 10.0.0.5:22 HTTP/1.1\r\n")
+
+
+@pytest.mark.parametrize(("answer", "error"), [
+    (b"HTTP/1.1 502 Bad Gateway\r\n\r\n", ConnectionRefusedError),
+    (b"HTTP/1.1 504 Gateway Timeout\r\n\r\n", TimeoutError),
+    (b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n", ConnectionAbortedError),
+    (b"\r\n\r\n", ConnectionAbortedError), (b"220 mail ready\r\n\r\n", ConnectionAbortedError),
+    (b"x" * 9000, ConnectionAbortedError),
+])  # fmt: skip
+def test_a_proxy_that_does_not_connect_is_told_apart(proxy, answer, error):
+    where, _ = proxy(answer)
+    with pytest.raises(error):
+        connect("10.0.0.5", 22, where)
+
+
+def test_a_proxy_that_is_silent_is_a_host_that_does_not_answer(proxy):
+    where, _ = proxy(b"")
+    with pytest.raises(TimeoutError):
+        connect("10.0.0.5", 22, where, 0.1)
+
+
+def test_what_a_proxy_says_is_said_of_the_host(proxy):
+    where, _ = proxy(b"HTTP/1.1 502 Bad Gateway\r\n\r\n")
+    with pytest.raises(UnreachableError, match="refuses connections to port 22"):
+        direct("10.0.0.5", 22, where)()

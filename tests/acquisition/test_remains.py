@@ -93,6 +93,17 @@ def test_an_archived_snapshot_is_held_and_not_taken():
     assert "RestoreSnapshotTier" in decided.gaps[0]
 
 
+def test_a_recovery_point_that_is_no_snapshot_here_is_held_and_told():
+    """What it is as a snapshot is taken as that, once."""
+    seen = Piece("recovery-point", "arn:aws:ec2:eu-central-1::snapshot/snap-1", "vol-1")
+    hidden = Piece("recovery-point", "arn:aws:backup:eu-central-1:1:recovery-point:x", "vol-1")
+    decision = decide(found(Piece("snapshot", "snap-1", "vol-1"), seen, hidden))
+    assert [p.resource_id for p in decision.take] == ["snap-1"]
+    assert [h.piece for h in decision.holds if h.action == "hold"] == [hidden, seen]
+    assert [g for g in decision.gaps if hidden.resource_id in g and "restore it" in g]
+    assert not [g for g in decision.gaps if seen.resource_id in g]
+
+
 def test_a_deleted_volume_is_lost_with_who_and_when():
     decided = decide(found(deeds=[deed("DeleteVolume", volumes=(A,))]))
     assert "deleted: DeleteVolume 2026-01-02T00:00:00Z by arn:aws:iam::1:user/eve" in (

@@ -46,7 +46,13 @@ def home(tmp_path, monkeypatch):
     monkeypatch.setattr("evidence_store.sign.PBKDF2_ITERATIONS", 2_000)
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("IMPOUND_PASSPHRASE_FILE", str(home / "pass"))
-    for name in ("XDG_CONFIG_HOME", "XDG_STATE_HOME", "IMPOUND_CONFIG", "NO_COLOR"):
+    for name in (
+        "XDG_CONFIG_HOME",
+        "XDG_STATE_HOME",
+        "IMPOUND_CONFIG",
+        "IMPOUND_SETTINGS",
+        "NO_COLOR",
+    ):
         monkeypatch.delenv(name, raising=False)
     return home
 
@@ -114,17 +120,22 @@ def settings(home, zone):
 
 
 @pytest.fixture
-def cloud(home, impound, aws_server, zone, settings, monkeypatch):
+def responder(home, aws_server, zone, monkeypatch):
+    """Credentials of a responder; settings are read from `home / "impound.toml"`."""
     from pipeline.gameday.aws.accounts import REGION
 
     for name, value in {
         **zone.responder.environment(), "AWS_ENDPOINT_URL": aws_server.endpoint,
         "AWS_CONFIG_FILE": str(home / "none"), "AWS_SHARED_CREDENTIALS_FILE": str(home / "none"),
-        "AWS_EC2_METADATA_DISABLED": "true", "IMPOUND_CONFIG": str(settings()),
-        "AWS_DEFAULT_REGION": REGION,
+        "AWS_EC2_METADATA_DISABLED": "true", "AWS_DEFAULT_REGION": REGION,
+        "IMPOUND_CONFIG": str(home / "impound.toml"),
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("acquisition.snapshot.PAUSE_S", 0.01)
+
+
+@pytest.fixture
+def cloud(impound, responder, settings):
     assert impound("case", "open", "T-1", "--contact", "soc@a.org").code == 0
     return impound
 
@@ -161,6 +172,40 @@ def process(cloud):
         if made.poll() is None:
             made.kill()
         made.communicate()
+
+
+# -- a workstation in the Audit account
+
+
+@pytest.fixture
+def bench(cloud, zone, settings, monkeypatch):
+    """The command line with all that a workstation needs; the store is a directory."""
+    lines = [f'{name} = "{value}"' for name, value in zone.workstation.items()]
+    settings("[s3]\n" + f'kms_key = "{zone.store_key}"\n[workstation]\n' + "\n".join(lines) + "\n")
+    monkeypatch.setattr("acquisition.workstation.PAUSE_S", 0.01)
+    # Where evidence lies is of no matter to EC2; a local store is quicker.
+    monkeypatch.setattr("pipeline.session.Session.in_aws", False)
+    from pipeline.workstation import parameters as plain
+
+    monkeypatch.setattr(
+        "pipeline.workstation.parameters",
+        lambda settings, _uri, *more: plain(settings, "s3://evidence", *more),
+    )
+    return cloud
+
+
+@pytest.fixture
+def launched(bench):
+    made = bench("--json", "workstation", "launch", "--case", "T-1", "--target", "10.0.0.5")
+    assert made.code == 0, made.err
+    return made.json
+
+
+@pytest.fixture
+def ec2(aws_server):
+    from pipeline.gameday.aws.accounts import AUDIT
+
+    return aws_server.client("ec2", AUDIT)
 
 
 # -- the engine alone

@@ -9,7 +9,14 @@ import boto3
 import pytest
 from botocore.credentials import AssumeRoleCredentialFetcher
 
-from pipeline.accounts import AccountError, Accounts, Step, session_name, way_to
+from pipeline.accounts import (
+    AccountError,
+    Accounts,
+    Step,
+    is_session_of,
+    session_name,
+    way_to,
+)
 from pipeline.config import Settings
 from pipeline.errors import ConfigError
 from pipeline.gameday.aws.accounts import AUDIT, MEMBER, REGION
@@ -104,6 +111,28 @@ def test_a_chain_ends_in_the_member_account(base, aws_server):
     assert f":{MEMBER}:" in arn(accounts.client("sts", MEMBER, REGION))
     assumed = [s for s in aws_server.calls() if s.operation == "AssumeRole"]
     assert [s.account for s in assumed[-2:]] == [AUDIT, AUDIT]
+
+
+def test_a_function_that_is_the_first_role_of_the_chain_does_not_assume_it(base, aws_server):
+    """Only functions can assume it, so it could not assume itself."""
+    first = aws_server.credentials(AUDIT, "aws-controltower-AuditAdministratorRole").session()
+    chained = Settings.model_validate({"aws": {"audit_account": AUDIT, "access": "chain"}})
+    accounts = Accounts(chained, first, "T-1.ann")
+    seen = len(aws_server.calls())
+    assert arn(accounts.client("sts", MEMBER, REGION)).endswith(
+        ":assumed-role/aws-controltower-AdministratorExecutionRole/T-1.ann"
+    )
+    assumed = [s for s in aws_server.calls()[seen:] if s.operation == "AssumeRole"]
+    assert len(assumed) == 1
+
+
+@pytest.mark.parametrize(
+    "caller",
+    ["arn:aws:sts::444444444444:assumed-role/irx/s", "arn:aws:iam::444444444444:user/ir",
+     "arn:aws:sts::555555555555:assumed-role/ir/s", "arn:aws:iam::444444444444:role/ir", ""],
+)  # fmt: skip
+def test_who_is_no_session_of_the_role(caller):
+    assert not is_session_of(caller, "arn:aws:iam::444444444444:role/ir")
 
 
 def test_the_account_at_hand_needs_no_role(base):

@@ -11,34 +11,23 @@ import time
 
 import pytest
 
-from pipeline.gameday.aws.accounts import AUDIT, MEMBER, REGION
+from pipeline.gameday.aws.accounts import MEMBER
 from pipeline.gameday.aws.faults import Fault
-from pipeline.gameday.aws.seed import WEB, seed
+from pipeline.gameday.aws.seed import WEB
 
 
 @pytest.fixture
-def zone(aws_server, tmp_path):
+def images(tmp_path):
+    """One small volume: what is in it is not of interest here."""
     image = tmp_path / "root.img"
     image.write_bytes(bytes(4096))
-    return seed(aws_server, "pipeline.sealer:handler", [image])
+    return [image]
 
 
 @pytest.fixture
-def cloud(home, impound, aws_server, zone, monkeypatch):
-    settings = home / "impound.toml"
-    settings.write_text(
-        f'[aws]\naudit_account = "{AUDIT}"\nexternal_id = "{zone.estate.external_id}"\n'
-        'isolation_sources = ["10.9.0.0/24"]\n'
-    )
-    for name, value in {
-        **zone.responder.environment(), "AWS_ENDPOINT_URL": aws_server.endpoint,
-        "AWS_CONFIG_FILE": str(home / "none"), "AWS_SHARED_CREDENTIALS_FILE": str(home / "none"),
-        "AWS_EC2_METADATA_DISABLED": "true", "IMPOUND_CONFIG": str(settings),
-        "AWS_DEFAULT_REGION": REGION,
-    }.items():  # fmt: skip
-        monkeypatch.setenv(name, value)
-    assert impound("case", "open", "T-1", "--contact", "soc@a.org").code == 0
-    return impound
+def cloud(cloud, settings):
+    settings('isolation_sources = ["10.9.0.0/24"]\n')
+    return cloud
 
 
 @pytest.fixture

@@ -9,9 +9,8 @@ import sys
 import pytest
 
 from pipeline.errors import UsageError
-from pipeline.gameday.aws.accounts import AUDIT, MEMBER, REGION
+from pipeline.gameday.aws.accounts import AUDIT, MEMBER
 from pipeline.gameday.aws.faults import Fault
-from pipeline.gameday.aws.seed import seed
 from pipeline.handler import handler
 
 HEAVY = ("paramiko", "pyarrow", "volatility3", "dfvfs", "pytsk3", "duckdb", "click", "rich",
@@ -19,31 +18,23 @@ HEAVY = ("paramiko", "pyarrow", "volatility3", "dfvfs", "pytsk3", "duckdb", "cli
 
 
 @pytest.fixture
-def zone(aws_server, tmp_path):
+def images(tmp_path):
+    """One small volume: what is in it is not of interest here."""
     image = tmp_path / "root.img"
     image.write_bytes(bytes(4096))
-    return seed(aws_server, "pipeline.sealer:handler", [image])
+    return [image]
 
 
 @pytest.fixture
-def cloud(home, aws_server, zone, monkeypatch):
-    settings = home / "impound.toml"
-    settings.write_text(
-        f'store = "{zone.store}"\n'
-        f'[aws]\naudit_account = "{AUDIT}"\nsnapshot_key = "{zone.estate.copy_key}"\n'
-        f'external_id = "{zone.estate.external_id}"\nisolation_sources = ["10.9.0.0/24"]\n'
-        f'[s3]\nkms_key = "{zone.store_key}"\n'
+def cloud(home, aws_server, zone, settings, responder, monkeypatch):
+    """Everything in S3 and KMS, as a function has it."""
+    path = settings('isolation_sources = ["10.9.0.0/24"]\n')
+    path.write_text(
+        f'store = "{zone.store}"\n{path.read_text()}[s3]\nkms_key = "{zone.store_key}"\n'
         f'[signing]\nentry_key = "{zone.entry_key}"\ncheckpoint_key = "{zone.checkpoint_key}"\n'
         f'sealer = "{zone.sealer}"\n'
     )
-    for name, value in {
-        **zone.responder.environment(), "AWS_ENDPOINT_URL": aws_server.endpoint,
-        "AWS_CONFIG_FILE": str(home / "none"), "AWS_SHARED_CREDENTIALS_FILE": str(home / "none"),
-        "AWS_EC2_METADATA_DISABLED": "true", "IMPOUND_CONFIG": str(settings),
-        "AWS_DEFAULT_REGION": REGION, "XDG_STATE_HOME": str(home / "state"),
-    }.items():  # fmt: skip
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr("acquisition.snapshot.PAUSE_S", 0.01)
+    monkeypatch.setenv("XDG_STATE_HOME", str(home / "state"))
     return aws_server
 
 

@@ -84,7 +84,13 @@ def test_a_record_without_digests_proves_nothing(installed):
     (installed / "impound-9.dist-info/RECORD").write_text(
         "pipeline/__init__.py,,\npipeline/report/page.css,,\n"
     )
-    assert found(installed).state == "unknown"
+    assert found(installed).state == "different"
+    assert found(installed).changed == ("pipeline/__init__.py", "pipeline/report/page.css")
+
+
+def test_a_record_that_names_none_of_the_packages(installed):
+    (installed / "impound-9.dist-info/RECORD").write_text("impound-9.dist-info/RECORD,,\n")
+    assert found(installed).state == "different"
 
 
 def test_code_from_elsewhere_is_not_what_was_installed(installed, monkeypatch):

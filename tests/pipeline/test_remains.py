@@ -195,6 +195,64 @@ def test_what_may_be_anothers_is_locked_so_that_its_owner_can_take_it_back():
     assert lock_of(Piece("snapshot", "snap-2", doubt="by its name"), wanted).mode == "governance"
 
 
+@pytest.fixture
+def backed_up(aws_server, zone):
+    """Recovery points of all volumes, or of the instance."""
+
+    def make(*resources):
+        client = aws_server.client("backup", MEMBER)
+        return [
+            client.start_backup_job(
+                BackupVaultName="daily", ResourceArn=r, IamRoleArn=f"arn:aws:iam::{MEMBER}:role/b"
+            )["RecoveryPointArn"] for r in resources or zone.estate.variables()["VOLUMES"].split()
+        ]  # fmt: skip
+
+    return make
+
+
+def test_recovery_points_are_held_and_taken_as_snapshots(
+    rescue, ends_with, backed_up, aws_server, zone, volumes
+):
+    aws_server.behave(config_recorder=1)
+    points = backed_up()
+    ends_with("/dev/sda1", "/dev/sdf")
+    for _ in range(2):
+        done = rescue("--no-copy")
+        assert {p["id"] for p in done.json["left"] if p["kind"] == "recovery-point"} == set(points)
+        assert {k["id"] for k in done.json["kept"] if k["action"] == "hold"} == set(points)
+        assert {t["snapshot"] for t in done.json["taken"]} == {
+            p.rpartition("/")[2] for p in points
+        }  # fmt: skip
+        vaults = aws_server.client("backup", MEMBER)
+        [listed] = vaults.list_legal_holds()["LegalHolds"]
+        hold = vaults.get_legal_hold(LegalHoldId=listed["LegalHoldId"])
+        assert (hold["Status"], zone.estate.instance in hold["Title"]) == ("ACTIVE", True)
+        assert len(hold["RecoveryPointSelection"]["ResourceIdentifiers"]) == len(volumes)
+
+
+@pytest.mark.chaos
+def test_a_recovery_point_of_the_instance(rescue, ends_with, backed_up, zone, volumes):
+    [point] = backed_up(zone.estate.variables()["INSTANCE"])
+    ends_with("/dev/sda1", "/dev/sdf")
+    done = rescue("--no-copy")
+    assert [k["id"] for k in done.json["kept"] if k["action"] == "hold"] == [point]
+    assert len(done.json["taken"]) == len(volumes)
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("operation", ["CreateLegalHold", "ListRecoveryPointsByResource"])
+def test_without_a_right_in_aws_backup(rescue, ends_with, backed_up, aws_server, operation):
+    aws_server.behave(config_recorder=1)
+    backed_up()
+    ends_with("/dev/sda1", "/dev/sdf")
+    aws_server.faults.add(Fault("error", service="backup", operation=operation, account=MEMBER,
+                                code="AccessDeniedException", times=None))  # fmt: skip
+    done = rescue("--no-copy")
+    assert done.code == 3
+    assert len(done.json["taken"]) == 2
+    assert [g for g in done.json["gaps"] if "recovery points" in g]
+
+
 def test_everything_is_gone(rescue, cloud, ec2, ends_with, zone, aws_server, instance):
     ec2.delete_snapshot(SnapshotId=zone.estate.snapshot)
     ends_with(*BOTH)

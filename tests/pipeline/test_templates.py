@@ -26,7 +26,9 @@ def test_all_are_named():
 def test_as_a_wheel_has_them(tmp_path, monkeypatch):
     """The wheel puts `cfn` into the package; nothing is beside it."""
     build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
-    assert build["targets"]["wheel"]["force-include"] == {"cfn": "pipeline/cfn"}
+    assert build["targets"]["wheel"]["force-include"] == {
+        f"cfn/{name}.yaml": f"pipeline/cfn/{name}.yaml" for name in templates.NAMES
+    }
     (tmp_path / "pipeline" / "cfn").mkdir(parents=True)
     (tmp_path / "pipeline" / "cfn" / "forensics.yaml").write_text("here")
     monkeypatch.setattr(templates.resources, "files", lambda _package: tmp_path / "pipeline")

@@ -14,7 +14,6 @@ import pytest
 
 from pipeline.gameday.aws.accounts import AUDIT, MEMBER, REGION
 from pipeline.gameday.aws.faults import Fault
-from pipeline.gameday.aws.seed import seed
 
 GIB = 1 << 30
 _P1, _P2 = 1 << 20, 512 << 20
@@ -96,25 +95,8 @@ def disk(content, need_tool, place):
 
 
 @pytest.fixture
-def zone(aws_server, disk):
-    return seed(aws_server, "pipeline.sealer:handler", [disk])
-
-
-@pytest.fixture
-def cloud(home, impound, aws_server, zone, monkeypatch):
-    settings = home / "impound.toml"
-    settings.write_text(
-        f'[aws]\naudit_account = "{AUDIT}"\nexternal_id = "{zone.estate.external_id}"\n'
-    )
-    for name, value in {
-        **zone.responder.environment(), "AWS_ENDPOINT_URL": aws_server.endpoint,
-        "AWS_CONFIG_FILE": str(home / "none"), "AWS_SHARED_CREDENTIALS_FILE": str(home / "none"),
-        "AWS_EC2_METADATA_DISABLED": "true", "IMPOUND_CONFIG": str(settings),
-        "AWS_DEFAULT_REGION": REGION,
-    }.items():  # fmt: skip
-        monkeypatch.setenv(name, value)
-    assert impound("case", "open", "T-1", "--contact", "soc@a.org").code == 0
-    return impound
+def images(disk):
+    return [disk]
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ as a process of its own where kills, sockets or other programs matter.
     snapshots, locks, volumes, paging, direct, blocks   EC2 and EBS
     images, recycle, ended, trail   what is left of what was deleted, and the events of it
     instances, scaling   what guards and connects an instance; Auto Scaling
-    network, flows   machines behind instances; a proxy that lets through what the accounts do
+    stacks     what CloudFormation makes of groups and instances
+    network, flows, endpoints   machines behind instances; a proxy that enforces the accounts
     sessions   role sessions that end; events: the account in an event
     server     the process; stand: both modes for the caller; seed: what a game day starts from
 """

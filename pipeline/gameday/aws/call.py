@@ -216,27 +216,32 @@ def install() -> None:
         raise MotoVersionError(f"moto {moto.__version__} is installed, {MOTO_VERSION} is needed")
     # Those that are not named again register themselves.
     from pipeline.gameday.aws import (  # noqa: F401
+        backup,
         direct,
         ended,
+        endpoints,
         events,
         functions,
         identities,
         images,
         instances,
+        keystacks,
         kms,
+        landing,
         listing,
-        network,
         recycle,
         s3,
         scaling,
         sessions,
         snapshots,
+        stacks,
         trail,
         volumes,
     )
 
     for extension in (
-        events, listing, volumes, snapshots, instances, recycle, images, ended, trail, network,
+        events, listing, volumes, snapshots, instances, recycle, images, ended, trail, endpoints,
+        backup, keystacks, stacks,
     ):  # fmt: skip
         extension.install()
     for name in ("urls", "url_paths"):

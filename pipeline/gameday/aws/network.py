@@ -11,8 +11,8 @@ a flow stalls, and goes on if it may again.
 SendSSHPublicKey puts a key where the machine's sshd asks for keys, for 60 s. An Instance Connect
 Endpoint is made by CreateInstanceConnectEndpoint; its tunnels come from its own address.
 
-Left out: UDP and ICMP, routes, the endpoint's own groups; a tunnel's signature is not computed,
-only who signed and when.
+Left out: UDP and ICMP, routes, the endpoint's own groups; of a tunnel's signature is checked who
+signed and when, not the signature itself.
 
 Source: EC2 Instance Connect API Reference (SendSSHPublicKey); EC2 API Reference
 (CreateInstanceConnectEndpoint); EC2 User Guide, "Connect using EC2 Instance Connect Endpoint"; RFC
@@ -35,11 +35,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from moto.core.responses import ActionResult
-from moto.ec2.exceptions import EC2ClientError
 from moto.ec2.models import EC2Backend, ec2_backends
 from moto.ec2.models.elastic_network_interfaces import NetworkInterface
-from moto.ec2.responses.elastic_block_store import ElasticBlockStore
 from moto.sts.models import sts_backends
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import (
@@ -534,7 +531,7 @@ def a_key_for_a_minute(call: Call) -> Answer | None:
     zone = given.get("AvailabilityZone")
     if not _USER.fullmatch(user) or not _KEY.fullmatch(key):
         return call.error(400, "InvalidArgsException", "user or key is not valid")
-    if zone and zone != found.placement:
+    if zone and zone != found._placement.zone:
         return call.error(400, "EC2InstanceNotFoundException", f"Instance not found in {zone}")
     machine = network.machine(name)
     if machine is None or machine.keys is None:
@@ -544,51 +541,3 @@ def a_key_for_a_minute(call: Call) -> Answer | None:
     with (machine.keys / user).open("a") as f:
         f.write(f"{int(time.time()) + KEY_SECONDS} {key}\n")
     return None
-
-
-def _described(endpoint: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in endpoint.items() if not k.startswith("_")}
-
-
-def create_instance_connect_endpoint(self: ElasticBlockStore) -> ActionResult:
-    """CreateInstanceConnectEndpoint: it takes tunnels at once."""
-    self.error_on_dryrun()
-    backend = ec2_backends[self.current_account][self.region]
-    subnet = backend.get_subnet(self._get_param("SubnetId"))
-    groups = list(self._get_param("SecurityGroupIds") or [])
-    eni = backend.create_network_interface(subnet, "", group_ids=groups)
-    name = f"eice-{eni.id.removeprefix('eni-')}"
-    address = str(eni.private_ip_address)
-    port = network.open_endpoint(name, address, self.current_account, subnet.vpc_id)
-    network.endpoints[name] = {
-        "InstanceConnectEndpointId": name, "OwnerId": self.current_account,
-        "State": "create-complete", "DnsName": f"127.0.0.1:{port}", "VpcId": subnet.vpc_id,
-        "SubnetId": subnet.id, "NetworkInterfaceIds": [eni.id], "SecurityGroupIds": groups,
-        "PreserveClientIp": False, "_region": self.region,
-    }  # fmt: skip
-    return ActionResult({"InstanceConnectEndpoint": _described(network.endpoints[name])})
-
-
-def describe_instance_connect_endpoints(self: ElasticBlockStore) -> ActionResult:
-    """DescribeInstanceConnectEndpoints: those of the account and Region; filter `vpc-id`."""
-    wanted = self._get_param("InstanceConnectEndpointIds") or []
-    held = {
-        n: e for n, e in network.endpoints.items()
-        if (e["OwnerId"], e["_region"]) == (self.current_account, self.region)
-    }  # fmt: skip
-    if lost := [n for n in wanted if n not in held]:
-        raise EC2ClientError(
-            "InvalidInstanceConnectEndpointId.NotFound", f"{lost[0]} does not exist"
-        )
-    filters = {f["Name"]: f["Values"] for f in self._get_param("Filters") or []}
-    return ActionResult({"InstanceConnectEndpoints": [
-        _described(e) for n, e in held.items()
-        if (not wanted or n in wanted)
-        and ("vpc-id" not in filters or e["VpcId"] in filters["vpc-id"])
-    ]})  # fmt: skip
-
-
-def install() -> None:
-    """Let EC2 have endpoints."""
-    for operation in (create_instance_connect_endpoint, describe_instance_connect_endpoints):
-        setattr(ElasticBlockStore, operation.__name__, operation)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ CUSTODIAN_ROLE = "impound-custodian"
 ANCHOR_YEARS = 10
 EXTERNAL_ID = "impound-gameday"
 WEB = "web-server"
+WORKSTATION = "impound-workstation"
+IMAGE = "ami-0123456789abcdef0"
 FLOW_LOGS = "/vpc/flow-logs"
 CALLED, SERVED = "203.0.113.66", "198.51.100.20"  # peers of the instance: the first it called
 _DEVICES = ("/dev/sda1", "/dev/sdf", "/dev/sdg", "/dev/sdh")
@@ -87,7 +89,10 @@ def _arn(kind: str, name: str) -> str:
 
 @dataclass(frozen=True)
 class Seeded:
-    """What was made. Keys and the function by ARN; `estate` if there were images for it."""
+    """What was made. Keys and the function by ARN; `estate` if there were images for it.
+
+    `workstation`: settings of that table, name -> value.
+    """
 
     bucket: str
     anchor: str
@@ -97,6 +102,7 @@ class Seeded:
     sealer: str
     responder: Credentials
     estate: Estate | None = None
+    workstation: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def store(self) -> str:
@@ -152,8 +158,29 @@ def seed(stand: Stand, handler: str, images: Sequence[Path] = ()) -> Seeded:
     _roles(stand)
     return Seeded(
         EVIDENCE_BUCKET, ANCHOR_BUCKET, store_key, entry_key, checkpoint_key, sealer, responder,
-        estate(stand, images) if images else None,
+        estate(stand, images) if images else None, _workstation(stand, store_key),
     )  # fmt: skip
+
+
+def _workstation(stand: Stand, volume_key: str) -> dict[str, str]:
+    """What `audit.yaml` and the account have for workstations."""
+    ec2, iam, ssm = (stand.client(name, AUDIT) for name in ("ec2", "iam", "ssm"))
+    subnet = ec2.describe_subnets(
+        Filters=[{"Name": "availability-zone", "Values": [f"{REGION}b"]}]
+    )["Subnets"][0]
+    group = ec2.create_security_group(
+        GroupName="endpoints", Description="endpoints", VpcId=subnet["VpcId"]
+    )["GroupId"]
+    prefixes = ec2.create_managed_prefix_list(
+        PrefixListName="s3", MaxEntries=1, AddressFamily="IPv4"
+    )["PrefixList"]["PrefixListId"]
+    iam.create_instance_profile(InstanceProfileName=WORKSTATION)
+    for name, value in (("ami", IMAGE), ("settings", "# settings")):
+        ssm.put_parameter(Name=f"/impound/{name}", Value=value, Type="String")
+    return {
+        "vpc": subnet["VpcId"], "subnet": subnet["SubnetId"], "endpoint_group": group,
+        "s3_prefix_list": prefixes, "volume_key": volume_key,
+    }  # fmt: skip
 
 
 def _roles(stand: Stand) -> None:

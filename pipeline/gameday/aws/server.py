@@ -57,12 +57,12 @@ def reset() -> None:
     call.faults.clear()
     call.calls.clear()
     functions.clear()
-    from pipeline.gameday.aws import ended, scaling, sessions, trail, volumes
+    from pipeline.gameday.aws import backup, ended, landing, scaling, sessions, trail, volumes
     from pipeline.gameday.aws.network import network
 
     conditions.reset()
     network.reset()
-    for extension in (scaling, sessions, volumes, trail, ended):
+    for extension in (scaling, sessions, volumes, trail, ended, backup, landing):
         extension.reset()
 
 

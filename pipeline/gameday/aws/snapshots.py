@@ -451,6 +451,9 @@ def describe_snapshot_attribute(self: ElasticBlockStore) -> ActionResult:
     """DescribeSnapshotAttribute: the owner's only."""
     self.error_on_dryrun()
     found = find(self._get_param("SnapshotId"), self.current_account, self.region, own=True)
+    if self._get_param("Attribute") == "productCodes":
+        codes = getattr(found, "product_codes", [])
+        return ActionResult({"SnapshotId": found.id, "ProductCodes": codes})
     permissions = [{"Group": g} for g in sorted(found.create_volume_permission_groups)]
     permissions += [
         {"UserId": u} for u in sorted(found.create_volume_permission_userids)

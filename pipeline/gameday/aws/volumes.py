@@ -46,6 +46,7 @@ class SimVolume(Volume):
         self.content: Content = EMPTY
         self.lineage: str = self.id
         self.phase = "creating"
+        self.product_codes: list[dict[str, str]] = []
         self.gone = False  # its key may not be used: it ends before anybody has seen it
         self._polls = conditions.settings.volume_polls
         self.settle()
@@ -154,6 +155,7 @@ def _create_volume(plain: Callable[..., Volume]) -> Callable[..., Volume]:
         if source and isinstance(made, SimVolume):
             made.snapshot_id = snapshot_id
             made.content, made.lineage = source.content, source.lineage
+            made.product_codes = getattr(source, "product_codes", [])
         return made
 
     return create_volume
@@ -338,6 +340,13 @@ def attach_volume(self: ElasticBlockStore) -> ActionResult:
     return ActionResult(answer)
 
 
+def describe_volume_attribute(self: ElasticBlockStore) -> ActionResult:
+    """DescribeVolumeAttribute: the product codes, which a volume has from its snapshot."""
+    self.error_on_dryrun()
+    volume = self.ec2_backend.get_volume(self._get_param("VolumeId"))
+    return ActionResult({"VolumeId": volume.id, "ProductCodes": volume.product_codes})
+
+
 def detach_volume(self: ElasticBlockStore) -> ActionResult:
     """DetachVolume: not the root of a running instance."""
     self.error_on_dryrun()
@@ -414,7 +423,9 @@ def _run_instances(
     return run_instances
 
 
-_OPERATIONS = (create_volume, describe_volumes, attach_volume, detach_volume)
+_OPERATIONS = (
+    create_volume, describe_volumes, describe_volume_attribute, attach_volume, detach_volume,
+)  # fmt: skip
 
 
 def install() -> None:

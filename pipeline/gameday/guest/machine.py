@@ -73,8 +73,7 @@ class Guest:
 
     Args:
         image: from `guest_image`.
-        folder: for console, keys and dumps of this boot; made if it is not there. A short path
-            without comma.
+        folder: for console, keys and dumps of this boot; made if it is not there.
         append: more for the kernel's command line: `lockdown=confidentiality`,
             `sysctl.kernel.kptr_restrict=2`, `impound.sshd=MaxSessions:1`, `impound.requiretty`.
         la57: five levels of page tables.
@@ -204,7 +203,7 @@ class Guest:
 
     def _command(self, monitor: int) -> list[str]:
         forwards = "".join(f",hostfwd=tcp:127.0.0.1:0-{_ADDRESS}:{p}" for p in PORTS)
-        serve = shlex.join(["sh", str(self.folder / "serve-keys"), str(self.keys)])
+        serve = _option(shlex.join(["sh", str(self.folder / "serve-keys"), str(self.keys)]))
         line = f"console=ttyS0 quiet panic=-1 net.ifnames=0 {self.append}".strip()
         return [
             tool("setpriv") or "setpriv", "--pdeathsig", "KILL", "--",
@@ -213,10 +212,10 @@ class Guest:
             "-cpu", f"max,la57={'on' if self.la57 else 'off'}",
             "-no-user-config", "-nodefaults", "-display", "none",
             "-kernel", str(self.image.kernel), "-initrd", str(self.image.initrd), "-append", line,
-            "-drive", f"file={self.image.disk},format=raw,if=virtio,snapshot=on",
+            "-drive", f"file={_option(self.image.disk)},format=raw,if=virtio,snapshot=on",
             "-netdev", f"user,id=n0,restrict=on{forwards},guestfwd=tcp:10.0.2.100:80-cmd:{serve}",
             "-device", "virtio-net-pci,netdev=n0,romfile=",
-            "-chardev", f"file,id=console,path={self.folder / 'console'}",
+            "-chardev", f"file,id=console,path={_option(self.folder / 'console')}",
             "-serial", "chardev:console",
             "-chardev", f"socket,id=monitor,fd={monitor}", "-mon", "chardev=monitor,mode=control",
         ]  # fmt: skip
@@ -283,6 +282,11 @@ class _Monitor:
         """Close the socket."""
         self._lines.close()
         self._socket.close()
+
+
+def _option(value: str | Path) -> str:
+    """A value among QEMU's options: a comma ends it, two are one."""
+    return str(value).replace(",", ",,")
 
 
 def _serve_keys() -> Path:

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from analysis.errors import SymbolsError
 from analysis.ram import Ram, open_ram
-from analysis.symbols.btf import Btf
-from analysis.symbols.isf import GLOBALS, from_image, from_side_cars
+from analysis.symbols.btf import VOID, Btf
+from analysis.symbols.isf import GLOBALS, from_given, from_image, from_side_cars, read_isf
 from analysis.symbols.kernel import kernels, parse_kallsyms, parse_note, read_names
 from tests.analysis.conftest import ImageBytes, ImageFile
 from tests.analysis.kernel_image import (
@@ -214,6 +214,29 @@ def test_side_cars_of_an_older_kernel():
     assert "in_a_module" not in isf["symbols"]
 
 
+def test_table_that_was_given_is_chosen_by_its_banner():
+    memory = Memory()
+    _, isf = isf_of(memory)
+    other = json.loads(json.dumps(isf))
+    other["symbols"]["linux_banner"]["constant_data"] = base64.b64encode(
+        BANNER.replace(b"#1", b"#2")
+    ).decode()
+    ram = ram_of(Memory(note={"SYMBOL(kallsyms_names)": None}))
+    tables = [("noise", b"\x1f\x8bnoise"), ("other", json.dumps(other).encode()),
+              ("right", lzma.compress(json.dumps(isf).encode()))]  # fmt: skip
+    kernel, found = from_given(ram, tables)
+    assert (kernel.release, found) == (RELEASE, isf)
+    with pytest.raises(SymbolsError, match=r"noise: not the ISF.*other is of another kernel"):
+        from_given(ram, tables[:2])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=200))
+def test_arbitrary_bytes_are_no_isf(noise):
+    with pytest.raises(SymbolsError):
+        read_isf(noise)
+
+
 def test_hidden_kallsyms_are_refused():
     with pytest.raises(SymbolsError, match="kptr_restrict"):
         parse_kallsyms(b"0000000000000000 T _text\n0000000000000000 D init_task\n")
@@ -267,7 +290,7 @@ def test_real_kernel_equals_the_table_made_from_its_debug_symbols(tmp_path):
         # Nothing in a 6.1 kernel says where this one is.
         if name in reference["symbols"] and name != "kallsyms_seqs_of_names":
             assert isf["symbols"][name]["address"] == reference["symbols"][name]["address"], name
-            assert "type" in isf["symbols"][name], name
+            assert isf["symbols"][name]["type"] != VOID, name
 
 
 def _shape(field):

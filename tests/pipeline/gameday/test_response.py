@@ -15,7 +15,15 @@ INSTANCE = "arn:aws:ec2:eu-central-1:222222222222:instance/i-0abc"
 
 @pytest.fixture
 def day(tmp_path):
-    return ResponseGameDay(tmp_path, 1, Scorecard("response", 1, str(tmp_path)))
+    made = ResponseGameDay(tmp_path, 1, Scorecard("response", 1, str(tmp_path)))
+    made._zone = Zone(None, {}, None, ())
+    return made
+
+
+@pytest.fixture
+def with_machine(day):
+    day._zone = Zone(None, {}, None, (), guest=object())
+    return day
 
 
 def line(state="ok", *gaps, unit=""):
@@ -60,6 +68,22 @@ def test_a_step_that_is_not_there_is_no_success(day):
     card = judged(day, "memory", line("gap", "memory is not part of this version"))
     assert card.steps == []
     assert card.not_rehearsed == ["memory: not there yet"]
+
+
+def test_without_a_machine_nobody_logged_in(day):
+    card = judged(day, "memory", line("gap", "the groups of the target do not permit it"))
+    assert card.steps == []
+    assert card.not_rehearsed == ["memory: no machine stands behind the instance"]
+
+
+def test_with_a_machine_its_steps_are_judged(with_machine):
+    card = judged(with_machine, "memory", line("gap", "3 ranges are missing"))
+    assert (card.steps[0].outcome, card.steps[0].detail) == ("failed", "3 ranges are missing")
+
+
+def test_with_a_machine_isolation_has_to_be_probed(with_machine):
+    card = judged(with_machine, "isolate", line("gap", "groups applied, not probed"))
+    assert card.steps[0].outcome == "failed"
 
 
 def test_a_command_that_fails_ends_the_day_with_what_it_said(day, tmp_path):

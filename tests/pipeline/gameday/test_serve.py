@@ -181,6 +181,55 @@ def test_without_mke2fs(env_file, monkeypatch):
         assert "INSTANCE" not in now.variables
 
 
+def test_a_machine_that_cannot_be_made_is_left_out_and_said(env_file, monkeypatch, tmp_path):
+    from pipeline.gameday import serve as module
+    from pipeline.gameday.guest import build
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(build, "tool", lambda _name: None)
+    with module.standing(env_file, guest=True) as now:
+        assert now.guest is None
+        assert any("no machine behind the instance" in what and "qemu-system-x86" in what
+                   for what in now.left_out)  # fmt: skip
+        assert "GUEST_ADDRESS" not in now.variables
+        assert "proxy" not in module.config_path(env_file).read_text()
+
+
+@pytest.mark.guest
+@pytest.mark.xdist_group("guest")
+def test_a_machine_stands_behind_the_instance(boot_guest, env_file):
+    """From outside it is reached while the groups let it; a pushed key logs in."""
+    from acquisition.reach import connect
+    from pipeline.gameday import serve as module
+    from pipeline.gameday.aws.accounts import MEMBER
+
+    with module.standing(env_file, guest=True) as now:
+        variables, server = now.variables, now.server
+        instance = variables["INSTANCE"].rpartition("/")[2]
+        for source in (module.FORENSICS, module.OUTSIDE):
+            proxy = f"127.0.0.1:{server.vantage(source)}"
+            with connect(variables["GUEST_ADDRESS"], 22, proxy) as s:
+                assert s.recv(8).startswith(b"SSH-2.0-")
+        key = env_file.with_name("other")
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+        server.client("ec2-instance-connect", MEMBER).send_ssh_public_key(
+            InstanceId=instance, InstanceOSUser="responder",
+            SSHPublicKey=key.with_suffix(".pub").read_text().strip(),
+        )  # fmt: skip
+        known = env_file.with_name("known")
+        known.write_text(f"[127.0.0.1]:{now.guest.port()} {variables['GUEST_HOST_KEY']}\n")
+        done = subprocess.run(
+            ["ssh", "-F", "none", "-i", key, "-p", str(now.guest.port()), "-o", "BatchMode=yes",
+             "-o", f"UserKnownHostsFile={known}", "-o", "IdentitiesOnly=yes",
+             "responder@127.0.0.1", "hostname"],
+            capture_output=True, text=True, check=False, timeout=60,
+        )  # fmt: skip
+        assert (done.returncode, done.stdout) == (0, "practice\n"), done.stderr
+        folder = module.guest_path(env_file)
+        assert folder.is_dir()
+    assert not folder.exists()
+
+
 def test_killed_it_leaves_no_child_and_the_next_run_starts(serve, env_file):
     first = serve()
     [server] = children(first.pid)
@@ -281,3 +330,26 @@ def test_the_sealer_reads_evidence(aws_in_process, seeded):
     )
     sealer = aws_in_process.client("s3", LOG_ARCHIVE, SEALER)
     assert sealer.get_object(Bucket=EVIDENCE_BUCKET, Key="k")["Body"].read() == b"1"
+
+
+@pytest.mark.parametrize("more", [
+    ("--organisation",), ("--serve", "--defect", "contact"),
+    ("--serve", "--organisation", "--defect", "nothing"),
+])  # fmt: skip
+def test_defects_that_make_no_sense(impound, more):
+    assert impound("gameday", *more).code == 2
+
+
+def test_an_organisation_with_a_defect(env_file):
+    """The very settings that `readiness` needs are in the file."""
+    from pipeline.config import load
+    from pipeline.gameday.aws.accounts import MEMBER
+    from pipeline.gameday.serve import standing
+
+    with standing(env_file, defects=["guardduty"]) as zone:
+        settings = load(zone.variables["IMPOUND_CONFIG"]).settings
+        assert settings.readiness.subnets
+        assert settings.aws.isolation_sources
+        client = zone.server.client("guardduty", MEMBER)
+        [detector] = client.list_detectors()["DetectorIds"]
+        assert client.get_detector(DetectorId=detector)["Status"] == "DISABLED"

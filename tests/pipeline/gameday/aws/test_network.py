@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The proxy between people and instances: each rule, on real connections, by what accounts hold."""
+"""The proxy between people and instances: each rule, on real connections."""
 
 from __future__ import annotations
 
@@ -330,9 +330,10 @@ def push(aws, web):
     return send
 
 
-def test_a_pushed_key_is_there_for_a_minute(push, web, tmp_path):
+def test_a_pushed_key_is_there_for_a_minute(member, push, web, tmp_path):
     before = time.time()
-    assert push()["Success"] is True
+    [held] = member.describe_instances(InstanceIds=[web[0]])["Reservations"][0]["Instances"]
+    assert push(AvailabilityZone=held["Placement"]["AvailabilityZone"])["Success"] is True
     expires, _, key = (tmp_path / "responder").read_text().strip().partition(" ")
     assert key == KEY
     assert before + 59 <= int(expires) <= time.time() + 60
@@ -432,6 +433,16 @@ def test_a_tunnel_that_is_not_rightly_asked_for_is_refused(tunnel, how):
 
     with pytest.raises(websocket.WebSocketBadStatusException, match="403"):
         tunnel(**how)
+
+
+def test_a_vpc_has_one_endpoint_until_that_is_deleted(member, endpoint, refused, web):
+    with refused("InstanceConnectEndpointLimitExceeded", 400):
+        member.create_instance_connect_endpoint(SubnetId=web[3])
+    name = endpoint[0]["InstanceConnectEndpointId"]
+    member.delete_instance_connect_endpoint(InstanceConnectEndpointId=name)
+    assert member.describe_instance_connect_endpoints()["InstanceConnectEndpoints"] == []
+    with refused("InvalidInstanceConnectEndpointId.NotFound", 400):
+        member.delete_instance_connect_endpoint(InstanceConnectEndpointId=name)
 
 
 def test_an_endpoint_that_is_not_there_is_not_described(member, refused):

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The job `memory` as it runs: a process of its own over an item in a store."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from acquisition.source import open_source
+from analysis.jobs import JOBS, run_job
+from analysis.query import query
+from tests.analysis.kernel_image import Memory, elf_core, lime
+from tests.evidence_store import kit
+
+SAMPLES = os.environ.get("IMPOUND_SAMPLES")
+
+
+@pytest.fixture
+def world(tmp_path):
+    return kit.make_world(tmp_path / "store")
+
+
+def take(world, tmp_path, data):
+    path = tmp_path / "memory"
+    path.write_bytes(data)
+    world.case.ingest("memory", open_source(str(path), "memory"))
+
+
+def said(world):
+    rows = query(world.case, "SELECT job, what, reason FROM coverage ORDER BY ALL").rows
+    return "\n".join(" ".join(row) for row in rows)
+
+
+def test_wrong_symbols_are_no_empty_table(world, tmp_path):
+    """A kernel whose tables are well formed, and that has not what every kernel has."""
+    take(world, tmp_path, lime([(0, bytes(Memory().bytes))]))
+    result = run_job(world.case, JOBS["memory"], "E0001")
+    assert result.needed.result == "ok"
+    assert world.case.item(result.result_item).parents == ["E0001", result.needed.result_item]
+    assert result.result == "failed"
+    assert set(result.rows) == {"coverage"}
+    assert "memory symbols the symbol table cannot be loaded" in said(world)
+    again = run_job(world.case, JOBS["memory"], "E0001")
+    assert again.needed.existing, "symbols that were made are not made again"
+    assert not again.existing, "what failed is tried again"
+
+
+def test_memory_of_no_kernel_says_so_twice(world, tmp_path):
+    take(world, tmp_path, elf_core([(0, bytes(1 << 20))], machine=183))
+    result = run_job(world.case, JOBS["memory"], "E0001")
+    assert (result.needed.result, result.result) == ("failed", "failed")
+    assert "memory of arm64: only x86-64 is analysed" in said(world)
+    assert "no symbols of this kernel could be made" in said(world)
+
+
+def test_truncated_image_is_a_gap_of_the_memory(world, tmp_path):
+    take(world, tmp_path, lime([(0, bytes(Memory().bytes)), (1 << 24, bytes(9000))])[:-1000])
+    run_job(world.case, JOBS["memory"], "E0001")
+    assert "memory memory the image ends 1000 bytes before the range 0x1000000 does" in said(world)
+
+
+@pytest.mark.guest
+@pytest.mark.skipif(not SAMPLES, reason="IMPOUND_SAMPLES is not set")
+def test_memory_of_a_real_machine_equals_what_it_said_of_itself(world, tmp_path):
+    import zstandard
+
+    folder = Path(SAMPLES) / "memory-6.1"
+    image = tmp_path / "mem.lime"
+    with (folder / "mem.lime.zst").open("rb") as packed, image.open("wb") as out:
+        zstandard.ZstdDecompressor().copy_stream(packed, out)
+    truth = json.loads((folder / "truth.json").read_text())
+    world.case.ingest("memory", open_source(str(image), "memory"))
+    result = run_job(world.case, JOBS["memory"], "E0001")
+    assert result.result == "ok", result.gaps
+    found = {
+        (pid, ppid): comm
+        for pid, ppid, comm in query(world.case, "SELECT pid, ppid, comm FROM processes").rows
+    }
+    # The collector's own session was over; ps writes the work of a kworker behind its name.
+    collector = {179, 185, 186}
+    expected = {(p["pid"], p["ppid"]): p["comm"] for p in truth["processes"]
+                if p["pid"] not in collector}  # fmt: skip
+    for key, comm in expected.items():
+        assert comm.startswith(found[key][:15].rstrip("-+")), key
+    capture = {comm for key, comm in found.items() if key not in expected}
+    assert capture == {"sshd", "sudo", "dd"}
+    sockets = query(world.case, "SELECT pid, local_port, state FROM sockets "
+                    "WHERE family = 'AF_INET' AND pid = 107 ORDER BY ALL").rows  # fmt: skip
+    assert sockets == [(107, 4444, "ESTABLISHED"), (107, 4444, "LISTEN"),
+                       (107, 4445, "UNCONNECTED"), (107, 34134, "ESTABLISHED")]  # fmt: skip
+    names = {name for (name,) in query(world.case, "SELECT name FROM modules").rows}
+    assert {"dummy", "loop", "virtio_net", "virtio_blk"} <= names
+    findings = query(world.case, "SELECT rule, pid FROM findings").rows
+    assert ("memory.injected", 107) in findings
+    assert not [rule for rule, _ in findings if rule.startswith(("hook", "process.hidden"))]
+    (commands,) = query(world.case, "SELECT count(*) FROM timeline WHERE source LIKE '%Bash'").rows
+    assert commands == (6,)

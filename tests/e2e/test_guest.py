@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory and live response of a machine behind the practice instance, by the commands of a person.
+
+What the hypervisor sees of its memory, just before and just after, is the judge.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import subprocess
+import sys
+
+import pytest
+
+from pipeline.gameday.serve import standing
+
+pytestmark = [pytest.mark.guest, pytest.mark.xdist_group("guest")]
+IMPOUND = [sys.executable, "-I", "-c", "from pipeline.cli import main; main()"]
+PAGE = 4096
+LIME = struct.Struct("<IIQQQ")
+
+
+@pytest.fixture
+def zone(boot_guest, tmp_path):
+    with standing(tmp_path / "gd.env", guest=True) as made:
+        assert made.guest, made.left_out
+        yield made
+
+
+@pytest.fixture
+def impound(zone, tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {"PATH": os.environ["PATH"], "HOME": str(home), "LANG": "C.UTF-8",
+                   **zone.variables}  # fmt: skip
+
+    def call(*arguments, code=0, text=True):
+        done = subprocess.run([*IMPOUND, "--yes", *arguments], cwd=tmp_path, env=environment,
+                              stdin=subprocess.DEVNULL, capture_output=True, text=text,
+                              check=False, timeout=300)  # fmt: skip
+        assert done.returncode == code, done.stderr
+        return done.stdout
+
+    return call
+
+
+def lime_pages(image):
+    """Yield (physical address, page) of a LiME image."""
+    at = 0
+    while at < len(image):
+        magic, version, start, end, _ = LIME.unpack_from(image, at)
+        assert (magic, version) == (0x4C694D45, 1)
+        at += LIME.size
+        for address in range(start, end + 1, PAGE):
+            yield address, image[at + address - start : at + address - start + PAGE]
+        at += end + 1 - start
+
+
+def test_memory_as_the_hypervisor_sees_it_and_what_lives_there(zone, impound, tmp_path):
+    guest, instance = zone.guest, zone.variables["INSTANCE"]
+    impound("case", "open", "T-7", "--contact", "soc@example.org")
+
+    before = guest.dump(tmp_path / "before").read_bytes()
+    taken = json.loads(impound("--json", "acquire", "memory", instance, "--case", "T-7"))
+    after = guest.dump(tmp_path / "after").read_bytes()
+    assert taken["verdict"] == "complete", taken
+    image = impound("item", "cat", "T-7", taken["item"], text=False)
+
+    same = agree = pages = 0
+    for address, page in lime_pages(image):
+        pages += 1
+        if before[address : address + PAGE] == after[address : address + PAGE]:
+            same += 1
+            agree += page == after[address : address + PAGE]
+    print(f"{pages} pages, {same} unchanged between the dumps, {agree / same:.4%} of them agree")
+    assert pages > 0.9 * len(after) / PAGE
+    assert same > pages / 2
+    assert agree / same >= 0.99
+    for what, mark in guest.truth["memory"].items():
+        assert mark.encode() in image, what
+
+    live = json.loads(impound("--json", "acquire", "live", instance, "--case", "T-7"))
+    outcomes = {c["name"]: c["outcome"] for c in live["collectors"]}
+    members = impound("item", "members", "T-7", live["item"])
+    assert set(outcomes.values()) <= {"success", "empty", "missing"}, outcomes
+    assert members
+    shown = impound("case", "show", "T-7")
+    assert "acquire memory" in shown or "footprint" in shown
+    assert impound("verify", "T-7", "--deep")
