@@ -124,6 +124,7 @@ def test_kill_9_during_ingest_then_again(shell, interrupted):
     assert again["manifest"]["content"]["sha256"] == hashlib.sha256(image.read_bytes()).hexdigest()
 
 
+@pytest.mark.chaos
 def test_ctrl_c_is_130_and_resumable(shell, interrupted):
     stop, image, _ = interrupted
     assert stop(signal.SIGINT) == 130
@@ -131,6 +132,7 @@ def test_ctrl_c_is_130_and_resumable(shell, interrupted):
     shell("verify", "T-1001", "--deep", check=0)
 
 
+@pytest.mark.chaos
 def test_source_that_fails_to_read_at_an_offset(shell, disk, need_tool):
     """The rest is taken, the gap is in the manifest, exit 3; analysis says what it did not see."""
     strace = need_tool("strace")

@@ -119,6 +119,7 @@ def test_a_volume_detached_after_the_freeze_is_still_taken(take, cloud, aws_serv
     assert stored(cloud) == digests(images)
 
 
+@pytest.mark.chaos
 def test_a_refused_lock_is_a_gap_and_the_bytes_are_taken(take, cloud, aws_server, images):
     aws_server.faults.add(
         Fault("error", service="ec2", operation="LockSnapshot", code="UnauthorizedOperation",

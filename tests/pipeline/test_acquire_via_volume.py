@@ -48,6 +48,7 @@ class AsWorkstation(Machine):
         return []
 
 
+@pytest.mark.chaos
 def test_a_device_with_a_journal_to_replay_is_read_as_it_is(
     bench, launched, ec2, images, kind, zone, monkeypatch
 ):

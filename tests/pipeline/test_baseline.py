@@ -42,6 +42,7 @@ def gets(aws_server):
     return sum(c.operation == "GetSnapshotBlock" for c in aws_server.calls())
 
 
+@pytest.mark.chaos
 def test_a_second_point_in_time_fetches_only_what_changed(one, cloud, aws_server, zone, images):
     first = one().json["volumes"][0]
     aws_server.write(zone.estate.volumes[0], {3: pattern(BLOCK, 9), 700: pattern(BLOCK, 8)})

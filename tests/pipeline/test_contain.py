@@ -103,6 +103,7 @@ def test_a_key_that_is_no_users(cloud, target, key):
     assert "AKIA" in done.err
 
 
+@pytest.mark.chaos
 def test_role_wide_waits_for_an_approval_and_names_whom_it_breaks(cloud, target, aws_server):
     other = aws_server.client("ec2", MEMBER).run_instances(
         ImageId="ami-gameday", InstanceType="m6i.large", MinCount=1, MaxCount=1,
@@ -139,6 +140,7 @@ def test_terminated(cloud, target, aws_server, zone):
     assert (done.code, "nothing to isolate" in done.err) == (12, True)
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize(
     "operation", ["DetachInstances", "AuthorizeSecurityGroupIngress", "PutRolePolicy"]
 )

@@ -60,6 +60,7 @@ def test_a_run_to_its_end(driver, log, place):
     assert set(order[-2:]) == {"verify"}
 
 
+@pytest.mark.chaos
 def test_its_files_are_for_their_owner_only_and_in_wal_mode(driver, place):
     ended(driver("--start", 1))
     home = Path(place)
@@ -110,6 +111,7 @@ def test_fifteen_random_kills_lose_and_double_nothing(driver, log, place):
         assert c.execute("pragma integrity_check").fetchone() == ("ok",)
 
 
+@pytest.mark.chaos
 def test_a_second_executor_of_the_same_place_is_refused(driver, log, place):
     first = driver("--start", 1, "--seconds", 0.5)
     until(lambda: Path(place, "executor.lock").exists() and is_locked(place_of(place)))
@@ -195,6 +197,7 @@ def test_no_socket_is_opened(driver, log):
     assert (code, out.split()[-1]) == (0, "SUCCESS:ok"), err
 
 
+@pytest.mark.chaos
 def test_the_environment_cannot_make_the_library_talk(driver, monkeypatch):
     for name, value in {
         "DBOS__CLOUD": "true", "DBOS_CONDUCTOR_KEY": "x", "DBOS_SYSTEM_DATABASE_URL": "sqlite:///x",
@@ -206,6 +209,7 @@ def test_the_environment_cannot_make_the_library_talk(driver, monkeypatch):
     assert "ready local" in out
 
 
+@pytest.mark.chaos
 def test_cancel_reaches_a_busy_child_process(driver, log, place):
     process = driver("--start", 1, "--child", "isolate", "--serve")
     until(lambda: log.exists() and "child" in log.read_text())
@@ -246,6 +250,7 @@ def test_told_to_end_it_lets_what_is_at_work_end(driver, log):
 # -- reading without the engine
 
 
+@pytest.mark.chaos
 def test_a_row_that_says_pickle_is_not_read(driver, place):
     ended(driver("--start", 1))
     with contextlib.closing(sqlite3.connect(Path(place) / "engine.sqlite")) as c, c:
@@ -256,6 +261,7 @@ def test_a_row_that_says_pickle_is_not_read(driver, place):
     assert all(r.params == {} and r.answer is None for r in rows)
 
 
+@pytest.mark.chaos
 def test_the_columns_that_are_read_are_those_of_this_version(driver, place):
     """Pinned exactly: a bump that moves what `status` reads fails here."""
     ended(driver("--start", 1))

@@ -65,6 +65,7 @@ def test_protect_then_freeze_then_cut(cloud, event):
     assert at == sorted(at)
 
 
+@pytest.mark.chaos
 def test_the_same_event_again_does_nothing_more(cloud, event):
     first = handler(event, None)
     seen = len(cloud.calls())
@@ -75,18 +76,21 @@ def test_the_same_event_again_does_nothing_more(cloud, event):
     assert not made & {"CreateSnapshots", "ModifyNetworkInterfaceAttribute", "PutRolePolicy"}
 
 
+@pytest.mark.chaos
 def test_the_snapshot_is_the_one_that_acquire_takes(cloud, event, impound):
     made = set(handler(event, None)["snapshots"].values())
     done = impound("--json", "acquire", "volume", event["target"], "--case", "T-9", "--no-copy")
     assert {v["snapshot"] for v in done.json["volumes"]} == made
 
 
+@pytest.mark.chaos
 def test_the_snapshot_is_locked(cloud, event):
     made = list(handler(event, None)["snapshots"].values())
     held = cloud.client("ec2", MEMBER).describe_locked_snapshots(SnapshotIds=made)["Snapshots"]
     assert [s["SnapshotId"] for s in held] == made
 
 
+@pytest.mark.chaos
 def test_a_lock_that_is_refused_keeps_nothing_waiting(cloud, event):
     cloud.faults.add(Fault("error", service="ec2", operation="LockSnapshot", times=None,
                            code="UnauthorizedOperation"))  # fmt: skip
@@ -95,6 +99,7 @@ def test_a_lock_that_is_refused_keeps_nothing_waiting(cloud, event):
     assert answer["verdict"] == "groups applied, not probed"
 
 
+@pytest.mark.chaos
 def test_frozen_or_not_it_is_cut_off(cloud, event):
     cloud.faults.add(Fault("error", service="ec2", operation="CreateSnapshots", times=None,
                            code="UnauthorizedOperation"))  # fmt: skip

@@ -481,6 +481,7 @@ def digest(path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("where", ["tcp", "unix"])
 def test_nbdcopy_gets_the_very_bytes(served, opened, tmp_path, need_tool, where):
     need_tool("nbdcopy")
@@ -541,6 +542,7 @@ def test_a_copy_of_a_tampered_item_fails(served, opened, tmp_path, need_tool):
     assert (entry["action"], entry["result"]) == ("item.accessed", "partial")
 
 
+@pytest.mark.chaos
 def test_unreadable_ranges_are_told_and_fail_a_copy(served, opened, tmp_path, need_tool):
     need_tool("nbdcopy")
     need_tool("ewfacquire")

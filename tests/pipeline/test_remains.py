@@ -148,6 +148,7 @@ def test_a_volume_that_only_the_moment_of_its_launch_names(
     assert any(volumes[1] in g and "launch" in g for g in done.json["gaps"])
 
 
+@pytest.mark.chaos
 def test_only_an_old_snapshot_is_left(rescue, cloud, ends_with, images, volumes, zone, aws_server):
     aws_server.behave(config_recorder=1)
     ends_with(*BOTH)
@@ -178,6 +179,7 @@ def test_the_newest_snapshot_is_taken_and_the_others_are_held(
     assert locked(aws_server) == {zone.estate.snapshot, newest}
 
 
+@pytest.mark.chaos
 def test_only_an_image_is_left(rescue, cloud, ec2, ends_with, images, zone, instance):
     ec2.delete_snapshot(SnapshotId=zone.estate.snapshot)
     image = ec2.create_image(InstanceId=instance, Name="golden")["ImageId"]
@@ -292,6 +294,7 @@ def test_a_snapshot_in_the_recycle_bin(rescue, cloud, ec2, ends_with, images, zo
     assert any(e["call"] == "DeleteSnapshot" for e in done.json["ended"])
 
 
+@pytest.mark.chaos
 def test_a_volume_in_the_recycle_bin_is_worth_more_than_its_snapshot(
     rescue, cloud, ends_with, images, volumes, aws_server
 ):
@@ -303,6 +306,7 @@ def test_a_volume_in_the_recycle_bin_is_worth_more_than_its_snapshot(
     assert {t["from"] for t in done.json["taken"]} == set(volumes)
 
 
+@pytest.mark.chaos
 def test_an_image_and_its_snapshots_in_the_recycle_bin(
     rescue, cloud, ec2, ends_with, images, zone, instance, aws_server
 ):
@@ -351,6 +355,7 @@ def test_a_lost_answer(rescue, cloud, ec2, ends_with, images, zone, aws_server, 
     assert len(made) == 1
 
 
+@pytest.mark.chaos
 def test_cloudtrail_denied_is_a_gap_and_the_others_go_on(
     rescue, cloud, ends_with, images, volumes, aws_server
 ):
@@ -378,6 +383,7 @@ def test_gaps_are_recorded_once(rescue, cloud, ec2, ends_with, zone, aws_server)
     assert cloud("--json", "case", "show", "T-1").json["entries"] == before
 
 
+@pytest.mark.chaos
 def test_a_second_run_makes_nothing_and_reads_nothing(rescue, cloud, ends_with, aws_server):
     aws_server.behave(recycle_volumes_days=7, config_recorder=1)
     ends_with("/dev/sda1")
@@ -445,6 +451,7 @@ def test_a_volume_that_goes_while_it_is_taken_gives_way_to_its_snapshot(
     assert any(volumes[0] in g and "does not exist" in g for g in done.json["gaps"])
 
 
+@pytest.mark.chaos
 def test_what_was_frozen_before_the_end_is_taken_first(
     rescue, cloud, ends_with, images, zone, aws_server
 ):
@@ -461,6 +468,7 @@ def test_what_was_frozen_before_the_end_is_taken_first(
     assert stored(cloud) == {landing_zone.sha256(i) for i in images}
 
 
+@pytest.mark.chaos
 def test_an_instance_that_ec2_does_not_know_any_more(
     rescue, cloud, ec2, ends_with, images, volumes, aws_server
 ):
@@ -475,6 +483,7 @@ def test_an_instance_that_ec2_does_not_know_any_more(
     assert stored(cloud) == {landing_zone.sha256(i) for i in images}
 
 
+@pytest.mark.chaos
 def test_events_that_are_not_seen_yet(rescue, cloud, ends_with, images, aws_server):
     """CloudTrail is minutes late; what is there is taken all the same."""
     aws_server.behave(config_recorder=1, trail_seconds=900)
@@ -526,6 +535,7 @@ def test_a_description_that_names_the_instance_is_told(
     assert any(named in g and "another's" in g for g in done.json["gaps"])
 
 
+@pytest.mark.chaos
 def test_cleanup_leaves_what_was_there_before_the_case(
     rescue, cloud, ec2, ends_with, zone, aws_server
 ):

@@ -176,6 +176,7 @@ def test_equal_size_equal_bytes(quiet, quiet_page, tmp_path):
     assert str(tmp_path).encode() not in re.sub(rb"path: [^;<]*", b"", first)
 
 
+@pytest.mark.chaos
 def test_as_of_an_older_checkpoint(tmp_path):
     made = made_by.quiet(tmp_path)
     size = made.case.latest_checkpoint().size
@@ -379,6 +380,7 @@ def test_the_commands_work_without_us(quiet, quiet_page, tmp_path, need_tool):
     assert sorted(quiet.root.rglob("*")) == before
 
 
+@pytest.mark.chaos
 def test_the_commands_notice_a_change(tmp_path, need_tool):
     need_tool("openssl")
     made = made_by.quiet(tmp_path)

@@ -302,6 +302,7 @@ def test_a_difference_between_source_and_copy_is_broken_evidence(cloud, target, 
     assert "verify" in done.out
 
 
+@pytest.mark.chaos
 def test_the_plan_only_looks_and_is_what_runs(cloud, target, aws_server):
     calls = len(aws_server.calls())
     planned = cloud("--json", "plan", "respond", "T-1", target)

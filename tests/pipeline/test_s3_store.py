@@ -99,6 +99,7 @@ def test_analysis_and_report_work_on_a_store_in_s3(cloud, tmp_path, need_tool):
     assert (tmp_path / "report" / "index.html").stat().st_size > 10_000
 
 
+@pytest.mark.chaos
 def test_a_second_party_verifies_and_says_so_under_its_own_name(cloud, disk, become):
     cloud("ingest", "T-1101", disk, "--kind", "disk")
     assert cloud("--json", "verify", "T-1101").json["opinions"] == []
@@ -112,12 +113,14 @@ def test_a_second_party_verifies_and_says_so_under_its_own_name(cloud, disk, bec
     assert verdict.json["sealed"] == verdict.json["entries"]
 
 
+@pytest.mark.chaos
 def test_the_one_who_acquired_is_no_second_party(cloud, disk):
     cloud("ingest", "T-1101", disk, "--kind", "disk")
     assert cloud("verify", "T-1101", "--deep", "--record").code == 0
     assert cloud("--json", "verify", "T-1101").json["opinions"] == []
 
 
+@pytest.mark.chaos
 def test_a_sealer_that_does_not_answer_leaves_what_is_stored_and_says_3(cloud, disk, aws_server):
     aws_server.faults.add(
         Fault(
@@ -150,6 +153,7 @@ def test_expired_credentials_in_the_middle_are_renewed_and_it_goes_on(cloud, dis
     assert [i["outcome"] for i in item["intents"]] == ["interrupted, resumed", "acquired"]
 
 
+@pytest.mark.chaos
 def test_throttling_is_waited_out(cloud, disk, aws_server):
     aws_server.faults.add(
         Fault("error", service="s3", operation="*", code="SlowDown", skip=3, times=2)

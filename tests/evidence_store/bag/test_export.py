@@ -61,6 +61,7 @@ def test_the_library_of_congress_accepts_it(world, tmp_path):
     assert bag.version_info == (1, 0)
 
 
+@pytest.mark.chaos
 def test_the_case_standard_accepts_the_graph_and_sees_what_is_wrong(world, tmp_path):
     export(world, tmp_path / "bag")
     graph = tmp_path / "bag/case.jsonld"

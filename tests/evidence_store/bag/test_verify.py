@@ -192,6 +192,7 @@ def anew(bag, change):
     return broken(bag)
 
 
+@pytest.mark.chaos
 def test_lists_written_anew_do_not_help(whole, tmp_path):
     changes = {
         "object": lambda b: kit.flip(b / INNER / "items/E0001/data/0000000000000000", 7),

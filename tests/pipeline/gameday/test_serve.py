@@ -91,6 +91,7 @@ def client(service, variables):
     return session.client(service, endpoint_url=variables["AWS_ENDPOINT_URL"])
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_from_start_to_end(serve, env_file, number):
     process = serve("--json")
@@ -230,6 +231,7 @@ def test_a_machine_stands_behind_the_instance(boot_guest, env_file):
     assert not folder.exists()
 
 
+@pytest.mark.chaos
 def test_killed_it_leaves_no_child_and_the_next_run_starts(serve, env_file):
     first = serve()
     [server] = children(first.pid)
@@ -244,6 +246,7 @@ def test_killed_it_leaves_no_child_and_the_next_run_starts(serve, env_file):
     assert second.wait(20) == 0
 
 
+@pytest.mark.chaos
 def test_stand_in_that_ends_by_itself(serve, env_file):
     process = serve()
     [server] = children(process.pid)
@@ -340,6 +343,7 @@ def test_defects_that_make_no_sense(impound, more):
     assert impound("gameday", *more).code == 2
 
 
+@pytest.mark.chaos
 def test_an_organisation_with_a_defect(env_file):
     """The very settings that `readiness` needs are in the file."""
     from pipeline.config import load

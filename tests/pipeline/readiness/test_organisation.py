@@ -150,6 +150,7 @@ def test_not_allowed_to_look_is_unknown_and_never_failed(place, service, operati
     assert all("AccessDenied" in f.what for f in seen)
 
 
+@pytest.mark.chaos
 def test_throttling_is_unknown(place):
     place.stand.faults.add(Fault(
         "error", service="securityhub", operation="DescribeHub", code="ThrottlingException",
