@@ -15,7 +15,7 @@ from evidence_store.store import Case
 LIVE, SIDE_CARS = "live response", "memory side-cars"
 """What `type` in the source of such an item says."""
 
-_WANTED = {
+_WANTED: Mapping[str, tuple[str, ...]] = {
     LIVE: ("clock", "processes", "processes.proc", "sockets.proc", "modules", "system",
            "collectors.jsonl"),
     SIDE_CARS: ("btf.vmlinux", "kallsyms"),
