@@ -7,6 +7,7 @@ methods disagree. A finding says which is more likely and never hides the other.
 
 from __future__ import annotations
 
+import ipaddress
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,14 +44,29 @@ class Claim:
         }  # fmt: skip
 
 
-def processes(views: Mapping[str, Sequence[Row]]) -> list[Claim]:
+@dataclass(frozen=True)
+class Times:
+    """When the host was asked what runs, and when its memory was read; ns since 1970, its clock."""
+
+    asked: int
+    read: tuple[int, int]
+
+    @property
+    def live_first(self) -> bool:
+        """Whether it was asked before its memory was read to the end."""
+        return self.asked < self.read[1]
+
+
+def processes(views: Mapping[str, Sequence[Row]], times: Times | None = None) -> list[Claim]:
     """Return what the methods that list processes disagree on.
 
     Args:
         views: method -> rows with `pid`, `comm`, `address`, and `state` where it tells that. The
             methods: `pslist` (the kernel's list), `pidhashtable` (what finds a pid), `psscan`
-            (every task in memory, freed ones too), `live` (what the running system answered).
-            One that failed must be left out, or all would seem hidden from it.
+            (every task in memory, freed ones too), `live` and `live-ps` (what the running system
+            answered, from /proc and by ps). One that failed must be left out, or all would seem
+            hidden from it. `started`: ns, where it is known.
+        times: without, nobody can tell what changed in between.
     """
     claims: list[Claim] = []
     listed = {row["pid"]: row for row in views.get("pslist", ())}
@@ -79,23 +95,137 @@ def processes(views: Mapping[str, Sequence[Row]]) -> list[Claim]:
                 "exit", row["pid"], row.get("address"), (row,)))  # fmt: skip
         elif "pslist" in views:
             claims.append(_hidden(row, "the kernel's lists", "a scan of all memory"))
-    for pid, row in ((r["pid"], r) for r in views.get("live", ()) if "pslist" in views):
-        if pid not in known:
-            claims.append(Claim(
-                "process.only-live", "info", f"process {pid} {row['comm']} is not in memory",
-                "The running system listed it and memory does not: it ended in between, or it was "
-                "one of the commands of the examiner (see the footprint).",
-                "exit", pid, None, (row,)))  # fmt: skip
-    if "live" in views and "pslist" in views:
-        live = {row["pid"] for row in views["live"]}
-        for pid in sorted(known - live):
-            row = listed.get(pid) or hashed[pid]
-            claims.append(Claim(
-                "process.not-live", "high", f"the system did not list process {pid} {row['comm']}",
-                "Memory holds it and the running system's own list did not. It started in between "
-                "(compare `started`), or what lists processes there was made to leave it out.",
-                "race or hidden", pid, row.get("address"), (row,)))  # fmt: skip
+    claims += _beside_live(views, listed, hashed, times)
     return claims
+
+
+_MARGIN_NS = 5 * 10**9  # clocks are compared, and a list takes a while to make
+
+
+def _beside_live(
+    views: Mapping[str, Sequence[Row]], listed: Mapping[int, Row], hashed: Mapping[int, Row],
+    times: Times | None,
+) -> list[Claim]:  # fmt: skip
+    """Return what the running system said otherwise than its memory, and than itself."""
+    claims: list[Claim] = []
+    proc, ps = ({row["pid"]: row for row in views.get(v, ())} for v in ("live", "live-ps"))
+    live, known = {**ps, **proc}, listed.keys() | hashed.keys()
+    if live and "pslist" in views:
+        claims += [_only_live(live[pid]) for pid in sorted(live.keys() - known)]
+        claims += [
+            _not_live(listed.get(pid) or hashed[pid], times) for pid in sorted(known - live.keys())
+        ]
+    if proc and ps:
+        for pid in sorted(proc.keys() - ps.keys()):
+            row = proc[pid]
+            if times and (row.get("started") or 0) > times.asked - _MARGIN_NS:
+                continue  # the examiner's own shells, mostly
+            claims.append(Claim(
+                "process.not-in-ps", "medium", f"ps did not list process {pid} {row['comm']}",
+                "A moment later /proc showed it, and it had not just started. A ps that was "
+                "replaced leaves processes out; a process that fills /proc with text of its own "
+                "looks so too.", "hidden or forged", pid, None, (row,)))  # fmt: skip
+    return claims
+
+
+def _only_live(row: Row) -> Claim:
+    return Claim(
+        "process.only-live", "info", f"process {row['pid']} {row['comm']} is not in memory",
+        "The running system listed it and memory does not: it ended or started in between, or it "
+        "was one of the commands of the examiner (see the footprint).",
+        "exit", row["pid"], None, (row,))  # fmt: skip
+
+
+def _not_live(row: Row, times: Times | None) -> Claim:
+    """Judge a process that memory holds and the running system did not list."""
+    started = row.get("started")
+    severity, explanation = "high", "race or hidden"
+    why = "It started in between (compare `started`), or what lists processes there was made to "
+    why += "leave it out."
+    if times is not None and started is not None:
+        if times.live_first and started > times.asked - _MARGIN_NS:
+            severity, explanation = "info", "race"
+            why = "It started when the system had been asked, or at that moment."
+        elif times.live_first:
+            explanation = "hidden"
+            why = "It had started before the system was asked and was there when memory was read: "
+            why += "what lists processes there was made to leave it out."
+        elif started > times.read[0] - _MARGIN_NS:
+            severity, explanation = "info", "exit"
+            why = "It started while memory was being read, as the examiner's own commands do, and "
+            why += "the system was asked after that: it had ended."
+        else:
+            severity, explanation = "medium", "exit or hidden"
+            why = "The system was asked after its memory was read: it ended in between, or what "
+            why += "lists processes there was made to leave it out."
+    pid = row["pid"]
+    return Claim("process.not-live", severity,
+                 f"the system did not list process {pid} {row['comm']}",
+                 f"Memory holds it and the running system's own list did not. {why}",
+                 explanation, pid, row.get("address"), (row,))  # fmt: skip
+
+
+def live_sockets(rows: Iterable[Row], live: Sequence[Row]) -> list[Claim]:
+    """Return sockets of the host's own network that it did not list.
+
+    Args:
+        rows: of sockstat's columns. The first network namespace has the lowest number; that is the
+            one that a login sees.
+        live: `analysis.live.Answers.sockets`.
+    """
+    rows = [r for r in rows if r.get("Family") in ("AF_INET", "AF_INET6")]
+    first = min((r["NetNS"] for r in rows if isinstance(r.get("NetNS"), int)), default=None)
+    known = {_key(r["protocol"], r["state"], _end(*r["local"]), _end(*r["remote"])) for r in live}
+    claims = []
+    seen: set[tuple[Any, ...]] = set()
+    for row in rows:
+        if row.get("NetNS") != first or row.get("State") not in ("LISTEN", "ESTABLISHED"):
+            continue
+        local = _end(row.get("Source Addr"), row.get("Source Port"))
+        remote = _end(row.get("Destination Addr"), row.get("Destination Port"))
+        key = _key(row.get("Proto"), row["State"], local, remote)
+        if row.get("Proto") not in ("TCP", "UDP") or key in known or key in seen:
+            continue
+        seen.add(key)
+        what = f"{row['Proto']} {local[0]}:{local[1]}"
+        listens = row["State"] == "LISTEN"
+        claims.append(Claim(
+            "socket.not-live", "medium" if listens else "low",
+            f"the system did not list {what}, {row['State']} in process {row.get('PID')}",
+            "Memory holds the socket and /proc/net of the running system did not. Connections come "
+            "and go (race, exit)" + ("; one that listens mostly stays: " if listens else "; ")
+            + "a rootkit leaves its own out of that list.",
+            "race or hidden", row.get("PID"), row.get("Sock Offset"), (row,)))  # fmt: skip
+    return claims
+
+
+def _key(protocol: Any, state: str, local: Any, remote: Any) -> tuple[Any, ...]:
+    return (protocol, state, local) if state == "LISTEN" else (protocol, state, local, remote)
+
+
+def _end(address: Any, port: Any) -> tuple[str, int]:
+    try:
+        found = ipaddress.ip_address(str(address))
+    except ValueError:
+        return str(address), -1
+    mapped = getattr(found, "ipv4_mapped", None)
+    return str(mapped or found), int(port) if str(port).isdecimal() else 0
+
+
+def live_modules(held: Iterable[str], live: Iterable[str]) -> list[Claim]:
+    """Return modules of the kernel that it did not list, and those that it listed without them."""
+    held, live = set(held), set(live)
+    return [
+        *(Claim("module.not-live", "high", f"the system did not list module {name}",
+                "Memory holds it and /proc/modules of the running system did not have it. A module "
+                "that was loaded or removed in between looks so (race); one that hides itself does "
+                "just this.", "hidden or race", None, None, ({"name": name},))
+          for name in sorted(held - live)),
+        *(Claim("module.only-live", "info", f"module {name} is not in memory",
+                "The running system listed it and memory does not: it was loaded or removed in "
+                "between.", "race", None, None, ({"name": name},))
+          for name in sorted(live - held)),
+    ]  # fmt: skip
 
 
 def _hidden(row: Row, missing: str, found: str) -> Claim:

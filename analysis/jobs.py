@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import JsonValue
 
+from analysis.beside import LIVE, SIDE_CARS, Watched, find, taken_ns
 from analysis.errors import AnalysisError
 from evidence_store.child import Child, Limits, Outcome
 from evidence_store.ingest import Ingested
@@ -50,6 +51,7 @@ class Job:
         tables: tables it makes, beside `coverage`.
         needs: a job on the same item whose result this one reads; it is done first. What it did
             not see stands in its own coverage: without a result this one still runs.
+        beside: type of an item that is read beside it, where the case has one.
         program: what `python -I -m` starts, if not the child itself.
         limits: of the child.
     """
@@ -59,6 +61,7 @@ class Job:
     kinds: tuple[str, ...]
     tables: tuple[str, ...]
     needs: str = ""
+    beside: str = ""
     program: str = "evidence_store.child"
     limits: Limits = field(default_factory=Limits)
 
@@ -68,11 +71,12 @@ JOBS: Mapping[str, Job] = {
     for job in (
         Job("files", "analysis.files", ("disk",), ("files",)),
         Job("symbols", "analysis.symbols.job", ("memory",), ("kernels", "symbols"),
+            beside=SIDE_CARS,
             limits=Limits(address_space=3 << 30)),
         Job("memory", "analysis.memory.worker", ("memory",),
             ("processes", "process_views", "sockets", "modules", "memory", "matches", "timeline",
              "findings"),
-            needs="symbols", program="analysis.memory"),
+            needs="symbols", beside=LIVE, program="analysis.memory"),
     )
 }  # fmt: skip
 
@@ -188,13 +192,15 @@ def run_job(
         needed = run_job(case, JOBS[job.needs], item_id, given=given, progress=progress,
                          check=check, temporary=temporary)  # fmt: skip
     tool = case.store.require_scribe().tool
-    how = [*options.values(), *_digests(files)]
+    other = find(case, manifest, job.beside) if job.beside else None
+    how = [*options.values(), *_digests(files), *([f"{other.type} {other.item}"] if other else [])]
     source = _Result(job, manifest, f"{tool.version} ({(tool.sha256 or '-')[:12]})", how)
     if not again and (done := _done_before(case, source)):
         return replace(done, needed=needed)
     parents = [item_id]
     if needed and needed.result != "failed":
         parents.append(needed.result_item)
+    watched = Watched(case.objects(other.item)) if other else None
     with tempfile.TemporaryDirectory(prefix="impound-", dir=temporary) as name:
         folder, own = Path(name, "child"), Path(name, "parent")
         folder.mkdir()
@@ -211,10 +217,14 @@ def run_job(
                 "needed": parents[1:],
                 "options": dict(options),
                 "given": sorted(files),
+                "beside": other.request() if other else None,
+                "taken": taken_ns(manifest),
+                "boot_id": str(manifest.source.get("boot_id", ""))[:64],
             },
             items={
                 item_id: (manifest.size, manifest.segment_size, case.objects(item_id)),
                 **{name: (0, 0, case.objects(name)) for name in parents[1:]},
+                **({other.item: (0, 0, watched)} if other and watched else {}),
             },
             folder=folder,
             limits=limits or job.limits,
@@ -222,6 +232,8 @@ def run_job(
             check=check,
         )
         outcome = child.run()
+        if other and watched and watched.read:
+            parents.append(other.item)
         lost = list(_drop_lost(folder / "out", made, job))
         coverage = [
             *_of_manifest(manifest, job), *made.coverage, *lost, *_of_child(outcome, made, job)

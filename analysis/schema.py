@@ -72,6 +72,7 @@ COVERAGE_WHAT = (
     "symbols",  # no symbol table of this kernel could be had, or it failed its test
     "plugin",  # a plugin failed, hung, found nothing to read, or was left out
     "rules",  # rules that were ignored, or could not be applied to all of the item
+    "live",  # a live response that is not there, not whole, or of another boot
     "rows-cut",  # more rows than are kept
 )
 """Values of `coverage.what`: the kind of thing that was not (wholly) seen."""
@@ -191,12 +192,12 @@ PROCESSES = pa.schema(
 PROCESS_VIEWS = pa.schema(
     [
         *_EVIDENCE,
-        _field("view", pa.string(), "method: pslist, pidhashtable, psscan"),
+        _field("view", pa.string(), "method: pslist, pidhashtable, psscan; live, live-ps"),
         _field("pid", pa.int64(), "process id"),
         _field("ppid", pa.int64(), "of its parent", null=True),
         _field("comm", pa.string(), "name"),
         _field("state", pa.string(), "exit state, where the method tells it", null=True),
-        _field("address", pa.int64(), "of task_struct: virtual, but physical of psscan"),
+        _field("address", pa.int64(), "of task_struct: virtual, but physical of psscan", null=True),
         *_TOOL,
     ]
 )

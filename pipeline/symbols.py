@@ -13,12 +13,12 @@ from pathlib import Path
 
 from analysis.errors import AnalysisError
 from analysis.symbols.isf import read_isf
-from analysis.symbols.job import SIDE_CARS
+from analysis.symbols.job import CAPTURED, SIDE_CARS
 from pipeline.config import data_home
 
 _MAX_FILES = 64
 _MAX_BYTES = 1 << 30
-_AS_CAPTURED = {"btf.vmlinux": "btf"}  # as acquire live names it
+_AS_CAPTURED = {captured: name for name, captured in CAPTURED.items()}
 _SUFFIXES = (".json", ".json.gz", ".json.xz", ".isf")
 
 

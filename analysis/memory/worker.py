@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from analysis import crossview
+from analysis import crossview, live
 from analysis.crossview import Claim
 from analysis.errors import AnalysisError
 from analysis.memory import rules
@@ -35,8 +35,10 @@ from evidence_store.child import Channel
 
 _ISF = "symbols/00000000.json.gz"
 _KERNELS = "kernels/00000000.parquet"
+_SOCKSTAT = "linux.sockstat.Sockstat"
 _BATCH = 20_000
 _MAX_ISF = 512 << 20
+_MAX_ANSWER = 64 << 20
 _ADDRESSES = ("OFFSET (V)", "OFFSET (P)", "OFFSET", "Offset", "Sock Offset", "Start", "Address",
               "Handler Address", "CredVAddr", "InodeAddr", "Addr", "LoadAddress",
               "tracepoint address", "ftrace_ops address")  # fmt: skip
@@ -59,7 +61,7 @@ def main(channel: Channel) -> None:
         for problem in ram.problems:
             _gap(sink, "memory", problem.reason, offset=problem.offset, length=problem.length)
         if facts := _symbols(channel, sink):
-            _analyse(ram, facts, sink, request)
+            _analyse(ram, facts, sink, request, _live(channel, sink))
     sink.close()
 
 
@@ -84,7 +86,36 @@ def _symbols(channel: Channel, sink: ParquetSink) -> dict[str, Any] | None:
     return None
 
 
-def _analyse(ram: Ram, facts: dict[str, Any], sink: ParquetSink, request: dict[str, Any]) -> None:
+def _live(channel: Channel, sink: ParquetSink) -> live.Answers | None:
+    """Return what the live response beside the image says; None if there is none of that boot."""
+    beside = channel.request["beside"]
+    if not beside:
+        _gap(sink, "live", "the case has no live response of the same host beside this memory: its "
+             "lists are compared with each other only", level="limit")  # fmt: skip
+        return None
+
+    def answer(name: str) -> bytes | None:
+        fd = channel.open_object(beside["item"], beside["objects"].get(name, ""))
+        if fd is None:
+            return None
+        with open(fd, "rb") as f:  # noqa: PTH123
+            return f.read(_MAX_ANSWER)
+
+    found = live.read(answer)
+    booted = channel.request["boot_id"]
+    if booted and found.boot and booted != found.boot:
+        _gap(sink, "live", f"the host was booted anew between this memory and {beside['item']}: "
+             "they are not compared")  # fmt: skip
+        return None
+    for problem in found.problems:
+        _gap(sink, "live", f"{beside['item']}: {problem}")
+    return found
+
+
+def _analyse(
+    ram: Ram, facts: dict[str, Any], sink: ParquetSink, request: dict[str, Any],
+    said: live.Answers | None,
+) -> None:  # fmt: skip
     known, missing = plugins()
     profile = request["options"].get("profile", "quick")
     try:
@@ -99,7 +130,7 @@ def _analyse(ram: Ram, facts: dict[str, Any], sink: ParquetSink, request: dict[s
         return
     module = context.modules[MODULE]
     first, last = (module.get_absolute_symbol_address(name) for name in ("_text", "_end"))
-    made = Made(sink, request, (first, last))
+    made = Made(sink, request, (first, last), said)
     total = len(GATE) + len(PROFILES[profile])
     run_all(context, known, [Plugin(name) for name in GATE], Path("rows"), made.hold)
     if why := made.untrusted():
@@ -154,6 +185,7 @@ class Made:
     sink: ParquetSink
     request: dict[str, Any]
     image: tuple[int, int]
+    live: live.Answers | None = None
     held: list[Result] = field(default_factory=list)
     taken: dict[str, Result] = field(default_factory=dict)
 
@@ -204,13 +236,24 @@ class Made:
             if (result := self.taken.get(plugin)) and not result.problem:
                 views[name] = [
                     {"pid": row["PID"], "ppid": row["PPID"], "comm": row["COMM"],
-                     "address": _signed(row[column]), "state": row.get("EXIT_STATE"), "view": name}
+                     "address": _signed(row[column]), "state": row.get("EXIT_STATE"), "view": name,
+                     "started": _ns(row.get("CREATION TIME"))}
                     for row in rows(plugin) if row["PID"] == row["TID"]
                 ]  # fmt: skip
+        times = None
+        if self.live:
+            beside = self.request["beside"]
+            source = {"item": beside["item"], "item_digest": beside["digest"], "tool": "impound",
+                      "tool_version": self.request["version"]}  # fmt: skip
+            for name, view in self.live.views.items():
+                views[name] = [{**row, **source} for row in view]
+            if self.live.at is not None:
+                first, last = (at + self.live.ahead for at in self.request["taken"])
+                times = crossview.Times(self.live.at, (first, last))
         self._write("process_views", (row for view in views.values() for row in view))
         self._write("processes", self._processes(views))
         self._write("modules", self._modules())
-        claims = [*crossview.processes(views), *self._claims()]
+        claims = [*crossview.processes(views, times), *self._claims(), *self._live_claims()]
         self._write("findings", (claim.row() for claim in claims))
 
     def _rows(self, plugin: str) -> list[dict[str, Any]]:
@@ -220,9 +263,7 @@ class Made:
     def _claims(self) -> Iterator[Claim]:
         malware = "linux.malware"
         yield from crossview.modules(self._rows(f"{malware}.modxview.Modxview"))
-        yield from crossview.sockets(
-            self._rows("linux.sockstat.Sockstat"), self._rows("linux.sockscan.Sockscan")
-        )
+        yield from crossview.sockets(self._rows(_SOCKSTAT), self._rows("linux.sockscan.Sockscan"))
         for name, plugin in (
             ("syscall", "check_syscall.Check_syscall"), ("idt", "check_idt.Check_idt"),
             ("afinfo", "check_afinfo.Check_afinfo"), ("tty", "tty_check.Tty_Check"),
@@ -233,6 +274,14 @@ class Made:
         yield from crossview.injected(self._rows(f"{malware}.malfind.Malfind"))
         yield from crossview.matched(self._rows(rules.NAME))
         yield from crossview.spoofed(self._rows(f"{malware}.process_spoofing.ProcessSpoofing"))
+
+    def _live_claims(self) -> Iterator[Claim]:
+        if self.live and self.live.sockets is not None:
+            yield from crossview.live_sockets(self._rows(_SOCKSTAT), self.live.sockets)
+        lsmod = self.taken.get("linux.lsmod.Lsmod")
+        if self.live and self.live.modules is not None and lsmod and not lsmod.problem:
+            held = {row["Module Name"] for row in lsmod.rows()}
+            yield from crossview.live_modules(held, self.live.modules)
 
     def _processes(self, views: dict[str, list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
         arguments = {row["PID"]: row["ARGS"] for row in self._rows("linux.psaux.PsAux")}
@@ -369,6 +418,6 @@ def _match(row: dict[str, Any]) -> dict[str, Any]:
 
 
 _TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], dict[str, Any] | None]]] = {
-    "linux.sockstat.Sockstat": ("sockets", _socket),
+    _SOCKSTAT: ("sockets", _socket),
     rules.NAME: ("matches", _match),
 }

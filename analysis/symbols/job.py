@@ -26,6 +26,11 @@ from evidence_store.child import Channel
 SIDE_CARS = ("btf", "kallsyms")
 """Files of the live kernel: /sys/kernel/btf/vmlinux and /proc/kallsyms."""
 
+CAPTURED = {"btf": "btf.vmlinux", "kallsyms": "kallsyms"}
+"""Their names where a capture took them beside its memory."""
+
+_MAX_CAR = 64 << 20
+
 ISF_PART = "symbols/00000000.json.gz"
 
 
@@ -36,7 +41,7 @@ def main(channel: Channel) -> None:
     with channel.image(request["item"]) as image:
         try:
             ram = open_ram(image)
-            source, kernel, isf = _made(ram, request)
+            source, kernel, isf = _made(ram, channel)
         except AnalysisError as e:
             sink.coverage(job="symbols", what="symbols", reason=f"no symbols: {e}{_seen(image)}",
                           count=1)  # fmt: skip
@@ -52,8 +57,12 @@ def main(channel: Channel) -> None:
     sink.close()
 
 
-def _made(ram: Ram, request: dict[str, Any]) -> tuple[str, Kernel, dict[str, Any]]:
-    """From the image; else from BTF and kallsyms of the live kernel; else what was given."""
+def _made(ram: Ram, channel: Channel) -> tuple[str, Kernel, dict[str, Any]]:
+    """From the image; else from BTF and kallsyms of the live kernel; else what was given.
+
+    Raises: SymbolsError, saying why none of them served; IntegrityError.
+    """
+    request = channel.request
     producer = ("impound", request["version"])
     reasons = []
     try:
@@ -61,13 +70,23 @@ def _made(ram: Ram, request: dict[str, Any]) -> tuple[str, Kernel, dict[str, Any
     except SymbolsError as e:
         reasons.append(str(e))
     given = [Path(name) for name in request["given"]]
-    cars = {path.name: path for path in given if path.name in SIDE_CARS}
-    try:
-        if len(cars) == len(SIDE_CARS):
-            btf, kallsyms = (cars[name].read_bytes() for name in SIDE_CARS)
-            return "side-cars", *from_side_cars(ram, btf=btf, kallsyms=kallsyms, producer=producer)
-    except SymbolsError as e:
-        reasons.append(f"of the side-cars: {e}")
+    cars = {path.name: path.read_bytes() for path in given if path.name in SIDE_CARS}
+    beside = request["beside"]
+    for whose, held in (
+        ("", cars),
+        (f" {beside['item']}" if beside else "", _captured(channel) if beside else {}),
+    ):
+        if not held:
+            continue
+        if lacking := [name for name in SIDE_CARS if name not in held]:
+            reasons.append(f"the side-cars{whose} have no {' and no '.join(lacking)}")
+            continue
+        try:
+            made = from_side_cars(ram, **held, producer=producer)
+        except SymbolsError as e:
+            reasons.append(f"of the side-cars{whose}: {e}")
+        else:
+            return "side-cars", *made
     tables = [path for path in given if path.name not in SIDE_CARS]
     try:
         if tables:
@@ -76,6 +95,18 @@ def _made(ram: Ram, request: dict[str, Any]) -> tuple[str, Kernel, dict[str, Any
     except SymbolsError as e:
         reasons.append(f"of the tables given: {e}")
     raise SymbolsError("; ".join(reasons))
+
+
+def _captured(channel: Channel) -> dict[str, bytes]:
+    """Return the side-cars that the capture took; without those that it did not."""
+    beside = channel.request["beside"]
+    found = {}
+    for name, captured in CAPTURED.items():
+        fd = channel.open_object(beside["item"], beside["objects"].get(captured, ""))
+        if fd is not None:
+            with open(fd, "rb") as f:  # noqa: PTH123
+                found[name] = f.read(_MAX_CAR)
+    return found
 
 
 def _seen(image: Any) -> str:

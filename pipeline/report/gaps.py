@@ -37,6 +37,7 @@ MEANINGS: Mapping[str, str] = {
     "symbols": "no symbol table of this kernel could be had, or be trusted",
     "plugin": "a method of memory analysis failed, hung, or was left out",
     "rules": "rules that were ignored, or not applied to all of the item",
+    "live": "a live response that is not there, not whole, or of another boot",
     "rows-cut": "more rows than are kept",
     "coverage-cut": "more gaps than can be kept; the rest is known only by number",
 }

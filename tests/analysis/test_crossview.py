@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from analysis import crossview
 from analysis.schema import FINDINGS, SEVERITIES
 
@@ -58,6 +60,65 @@ def test_live_response_beside_memory():
         ("process.not-live", 66),
         ("process.only-live", 500),
     ]
+
+
+@pytest.mark.parametrize(
+    ("asked", "started", "severity", "explanation"),
+    [
+        (100, 50, "high", "hidden"),  # asked before memory was read, and it ran then
+        (100, 110, "info", "race"),
+        (400, 50, "medium", "exit or hidden"),  # asked after
+        (400, 250, "info", "exit"),
+        (100, None, "high", "race or hidden"),
+    ],
+)
+def test_time_tells_the_hidden_from_the_race_and_the_exit(asked, started, severity, explanation):
+    evil = {**task(66), "started": started and started * 10**9}
+    views = {"pslist": [task(1), evil], "live": [task(1)]}
+    times = crossview.Times(asked * 10**9, (200 * 10**9, 300 * 10**9))
+    (claim,) = crossview.processes(views, times)
+    assert (claim.rule, claim.severity, claim.explanation) == (
+        "process.not-live", severity, explanation)  # fmt: skip
+
+
+def test_ps_that_was_replaced():
+    old, new = {**task(66), "started": 10**9}, {**task(90), "started": 99 * 10**9}
+    views = {"live": [task(1), old, new], "live-ps": [task(1)]}
+    times = crossview.Times(100 * 10**9, (0, 1))
+    assert rules(crossview.processes(views, times)) == [("process.not-in-ps", 66)]
+    assert len(crossview.processes(views)) == 2
+
+
+def test_process_that_one_of_two_live_lists_has_is_not_hidden_from_both():
+    views = {"pslist": [task(1), task(66)], "live": [task(1)], "live-ps": [task(1), task(66)]}
+    assert crossview.processes(views) == []
+
+
+def socket(port, state="LISTEN", netns=1, remote=("0.0.0.0", 0), local="0.0.0.0"):
+    return {"Family": "AF_INET", "NetNS": netns, "Proto": "TCP", "State": state, "PID": 5,
+            "Source Addr": local, "Source Port": str(port), "Destination Addr": remote[0],
+            "Destination Port": str(remote[1])}  # fmt: skip
+
+
+def test_sockets_that_the_system_did_not_list():
+    live = [
+        {"protocol": "TCP", "state": "LISTEN", "local": ("0.0.0.0", 22), "remote": ("0.0.0.0", 0)},
+        {"protocol": "TCP", "state": "ESTABLISHED", "local": ("::ffff:1.2.3.4", 22),
+         "remote": ("5.6.7.8", 9)},
+    ]  # fmt: skip
+    held = [socket(22), socket(22, "ESTABLISHED", remote=("5.6.7.8", 9), local="1.2.3.4"),
+            socket(4444), socket(4444), socket(80, netns=7), socket(81, "CLOSE")]  # fmt: skip
+    (claim,) = crossview.live_sockets(held, live)
+    assert rules([claim]) == [("socket.not-live", 5)]
+    assert "TCP 0.0.0.0:4444" in claim.title
+    assert crossview.live_sockets([], live) == []
+
+
+def test_modules_that_the_system_did_not_list():
+    claims = crossview.live_modules(["loop", "rk"], ["loop", "new"])
+    assert [(c.rule, c.rows[0]["name"]) for c in claims] == [
+        ("module.not-live", "rk"), ("module.only-live", "new")]  # fmt: skip
+    assert all("race" in c.reason for c in claims[:1])
 
 
 def test_module_that_is_not_in_every_list():

@@ -57,11 +57,57 @@ def test_side_cars_are_used_where_none_can_be_made(world, tmp_path, btf):
     memory = Memory(note=OLD)
     (tmp_path / "cars").mkdir()
     (tmp_path / "cars" / btf).write_bytes(memory.types)
-    lines = (f"{a + memory.kaslr if a >= TEXT else a:016x} {k} {n}\n" for k, n, a in memory.symbols)
-    (tmp_path / "cars/kallsyms").write_text("".join(lines))
+    (tmp_path / "cars/kallsyms").write_bytes(kallsyms(memory))
     given = {"symbols": files(tmp_path / "cars")}
     assert run_job(world.case, JOBS["symbols"], "E0001", given=given).result == "ok"
     assert source(world) == [("side-cars",)]
+
+
+class SideCars(kit.FakeSet):
+    """What `acquire memory` takes beside a capture."""
+
+    facts = {"type": "memory side-cars", "target": "arn:a"}  # noqa: RUF012
+
+
+def kallsyms(memory):
+    lines = (f"{a + memory.kaslr if a >= TEXT else a:016x} {k} {n}\n" for k, n, a in memory.symbols)
+    return "".join(lines).encode()
+
+
+def test_side_cars_of_the_capture_are_used_by_themselves(world):
+    memory = Memory(note=OLD)
+    files = {b"kcore.head": b"x", b"btf.vmlinux": memory.types, b"kallsyms": kallsyms(memory)}
+    assert run_job(world.case, JOBS["symbols"], "E0001").result == "failed"
+    cars = world.case.ingest("record", SideCars(files), parents=["E0001"]).item_id
+    done = run_job(world.case, JOBS["symbols"], "E0001")
+    assert (done.result, done.existing) == ("ok", False)
+    assert source(world) == [("side-cars",)]
+    assert world.case.item(done.result_item).parents == ["E0001", cars]
+    assert run_job(world.case, JOBS["symbols"], "E0001").existing
+
+
+def test_side_cars_are_no_parent_where_the_image_suffices(world, tmp_path):
+    (tmp_path / "new").write_bytes(bytes(Memory().bytes))
+    item = world.case.ingest("memory", open_source(str(tmp_path / "new"), "memory")).item_id
+    world.case.ingest("record", SideCars({b"kallsyms": b"x"}), parents=[item])
+    done = run_job(world.case, JOBS["symbols"], item)
+    assert world.case.item(done.result_item).parents == [item]
+    assert source(world) == [("image",)]
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ({b"kallsyms": b"ffffffff81000000 T _text\n"}, "the side-cars E0002 have no btf"),
+        ({b"kallsyms": b"0000000000000000 T _text\n", b"btf.vmlinux": b"junk"},
+         "of the side-cars E0002: the copy of /proc/kallsyms hides addresses"),
+    ],
+)  # fmt: skip
+def test_side_cars_that_do_not_serve_say_why(world, files, says):
+    world.case.ingest("record", SideCars(files), parents=["E0001"])
+    assert run_job(world.case, JOBS["symbols"], "E0001").result == "failed"
+    reasons = query(world.case, "SELECT reason FROM coverage WHERE what = 'symbols'").rows
+    assert any(says in reason for (reason,) in reasons), reasons
 
 
 def test_what_is_no_table_is_refused(world, tmp_path):

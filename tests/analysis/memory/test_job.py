@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from acquisition.source import open_source
+from analysis.beside import LIVE, find
 from analysis.jobs import JOBS, run_job
 from analysis.query import query
 from tests.analysis.kernel_image import Memory, elf_core, lime
+from tests.analysis.live_answers import BOOT, answers
 from tests.evidence_store import kit
 
 SAMPLES = os.environ.get("IMPOUND_SAMPLES")
@@ -27,6 +29,30 @@ def take(world, tmp_path, data):
     path = tmp_path / "memory"
     path.write_bytes(data)
     world.case.ingest("memory", open_source(str(path), "memory"))
+
+
+class Captured:
+    """An image as a capture of a host is taken: its facts name target and boot."""
+
+    def __init__(self, path):
+        self._image = open_source(str(path), "memory")
+        self.facts = {**self._image.facts, "target": "arn:a", "boot_id": BOOT}
+
+    def __getattr__(self, name):
+        return getattr(self._image, name)
+
+
+class Asked(kit.FakeSet):
+    """The answers of a live response of a host."""
+
+    def __init__(self, files, target="arn:a", kind="live response", serial="L1"):
+        files = {name.encode(): body for name, body in files.items()}
+        super().__init__(files, text="live facts", serial=serial)
+        self._facts = {"type": kind, "target": target}
+
+    @property
+    def facts(self):
+        return self._facts
 
 
 def said(world):
@@ -60,6 +86,67 @@ def test_truncated_image_is_a_gap_of_the_memory(world, tmp_path):
     take(world, tmp_path, lime([(0, bytes(Memory().bytes)), (1 << 24, bytes(9000))])[:-1000])
     run_job(world.case, JOBS["memory"], "E0001")
     assert "memory memory the image ends 1000 bytes before the range 0x1000000 does" in said(world)
+
+
+def test_live_response_of_the_same_host_stands_beside_its_memory(world, tmp_path):
+    (tmp_path / "memory").write_bytes(lime([(0, bytes(Memory().bytes))]))
+    world.case.ingest("memory", Captured(tmp_path / "memory"))
+    manifest = world.case.manifest("E0001")
+    assert find(world.case, manifest, LIVE) is None
+    world.case.ingest("live", Asked(answers({1: "init"}), target="arn:b", serial="other"))
+    world.case.ingest("record", Asked(answers({1: "init"}), serial="kind"))
+    assert find(world.case, manifest, LIVE) is None, "of another host, or no live response"
+    given = {**answers({1: "init"}), "histories": b"secret"}
+    taken = world.case.ingest("live", Asked(given))
+    found = find(world.case, manifest, LIVE)
+    assert (found.item, found.digest) == (taken.item_id, taken.manifest.image_root)
+    assert "histories" not in found.objects, "only what is compared"
+    result = run_job(world.case, JOBS["memory"], "E0001")
+    record = world.case.item(result.result_item)
+    assert f"with live response {found.item}" in record.source, "another makes another job"
+    assert found.item in record.parents
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"boot": "f" * 8 + BOOT[8:]}, "booted anew between this memory and E0002"),
+        ({"processes": {9: "x"}}, "has no process 1"),
+    ],
+)
+def test_live_response_that_cannot_be_compared_is_a_gap(world, tmp_path, given, says):
+    (tmp_path / "memory").write_bytes(lime([(0, bytes(Memory().bytes))]))
+    world.case.ingest("memory", Captured(tmp_path / "memory"))
+    world.case.ingest("live", Asked(answers(**{"processes": {1: "init"}, **given})))
+    run_job(world.case, JOBS["memory"], "E0001")
+    assert says in said(world)
+
+
+@pytest.mark.guest
+@pytest.mark.skipif(not SAMPLES, reason="IMPOUND_SAMPLES is not set")
+def test_what_a_host_leaves_out_of_its_own_lists_is_found_in_its_memory(world, tmp_path):
+    import zstandard
+
+    folder = Path(SAMPLES) / "memory-6.1"
+    with (folder / "mem.lime.zst").open("rb") as packed, (tmp_path / "m").open("wb") as out:
+        zstandard.ZstdDecompressor().copy_stream(packed, out)
+    truth = json.loads((folder / "truth.json").read_text())
+    world.case.ingest("memory", Captured(tmp_path / "m"))
+    listed = {p["pid"]: p["comm"] for p in truth["processes"]}
+    del listed[107]
+    modules = [name for name in truth["modules"] if name != "dummy"]
+    world.case.ingest("live", Asked(answers({**listed, 4000: "ps"}, modules=modules)))
+    result = run_job(world.case, JOBS["memory"], "E0001")
+    assert result.result == "ok", result.gaps
+    found = query(world.case, "SELECT rule, pid FROM findings ORDER BY ALL").rows
+    assert ("process.not-live", 107) in found
+    assert ("process.only-live", 4000) in found
+    assert ("module.not-live", None) in found
+    sockets = query(world.case, "SELECT title FROM findings WHERE rule = 'socket.not-live'").rows
+    assert any("TCP 0.0.0.0:4444, LISTEN" in title for (title,) in sockets)
+    assert not any("0.0.0.0:22, LISTEN" in title for (title,) in sockets)
+    views = query(world.case, "SELECT view, item, address FROM process_views WHERE pid = 1").rows
+    assert ("live", "E0002", None) in views
 
 
 @pytest.mark.guest
