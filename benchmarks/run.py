@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SUITES = ("custody", "walk", "s3", "ebs", "memory")
+SUITES = ("custody", "walk", "s3", "ebs", "memory", "ssh")
 
 
 def main() -> None:
