@@ -6,7 +6,6 @@ from __future__ import annotations
 import pytest
 
 from acquisition.kcore import PAGE
-from acquisition.live import COLLECTORS, Collection
 from acquisition.login import HostKeys, key_file, parse_host_keys
 from acquisition.memory import KcoreCapture, LockedDownError, look
 from acquisition.reach import direct
@@ -24,7 +23,7 @@ def login(guest):
 
 
 def capture(world, guest, remote, tmp_path):
-    """Capture it; return the verdict, how many stable pages agree (of 100), and the image."""
+    """Capture it; return the verdict, how many stable pages agree (of 100)."""
     source = KcoreCapture(remote, look(remote), "memory of the practice machine")
     before = guest.dump(tmp_path / "before").read_bytes()
     taken = world.case.ingest("memory", source)
@@ -41,22 +40,13 @@ def capture(world, guest, remote, tmp_path):
                 stable += 1
                 same += image[where : where + PAGE] == before[at : at + PAGE]
     source.close()
-    return judge(source.seen), 100 * same / stable, image
-
-
-def test_pages_that_did_not_change_agree_with_the_hypervisor(world, guest, tmp_path):
-    with login(guest) as remote:
-        verdict, agreed, image = capture(world, guest, remote, tmp_path)
-    assert (verdict.word, verdict.reasons) == ("complete", ())
-    assert agreed >= 99
-    for what, mark in guest.truth["memory"].items():
-        assert mark.encode() in image, what
+    return judge(source.seen), 100 * same / stable
 
 
 def test_five_levels_of_page_tables(world, boot_guest, tmp_path):
     with boot_guest(la57=True) as guest, login(guest) as remote:
         assert look(remote).plan.levels == 5
-        verdict, agreed, _ = capture(world, guest, remote, tmp_path)
+        verdict, agreed = capture(world, guest, remote, tmp_path)
     assert verdict.word == "complete"
     assert agreed >= 99
 
@@ -68,14 +58,3 @@ def test_lockdown_and_hidden_addresses_are_named(boot_guest):
         pytest.raises(LockedDownError, match="lockdown"),
     ):
         look(remote)
-
-
-def test_live_response_sees_what_was_planted(world, guest):
-    with login(guest) as remote:
-        source = Collection(remote, COLLECTORS, "live", {"type": "live"}, deleted=True)
-        taken = world.case.ingest("live", source)
-    assert source.counts["failed"] == 0
-    pid = guest.truth["pids"]["plant"]
-    found = {a.name: a for a in source.outcomes}
-    assert found[f"deleted/{pid}"].outcome == "success"
-    assert taken.manifest.result == "ok"

@@ -86,6 +86,7 @@ def test_memory_as_the_hypervisor_sees_it_and_what_lives_there(zone, impound, tm
     members = impound("item", "members", "T-7", live["item"])
     assert set(outcomes.values()) <= {"success", "empty", "missing"}, outcomes
     assert members
+    assert outcomes[f"deleted/{guest.truth['pids']['plant']}"] == "success"
     shown = impound("case", "show", "T-7")
     assert "acquire memory" in shown or "footprint" in shown
     assert impound("verify", "T-7", "--deep")
