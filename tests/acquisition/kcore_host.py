@@ -136,6 +136,7 @@ while left:
 """
 
 CAT = """#!/bin/sh
+[ $# = 0 ] && exec /bin/cat
 for a in "$@"; do
   if [ -e "$ROOM$a" ]; then /bin/cat "$ROOM$a"; else /bin/cat "$a"; fi
 done

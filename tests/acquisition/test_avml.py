@@ -12,6 +12,8 @@ from acquisition.avml import Avml, AvmlCapture, AvmlError, seen
 from acquisition.verdict import judge
 from tests.acquisition.kcore_host import BANNER, iomem, lime, memory
 
+pytestmark = pytest.mark.xdist_group("avml")  # /dev/shm is everybody's
+
 STAND_IN = b'#!/bin/sh\nexec cat "%s" > "$1"\n'
 
 

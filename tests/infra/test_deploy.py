@@ -99,8 +99,14 @@ def test_audit_then_a_workstation(launch, aws_in_process):
 
     ec2 = aws_in_process.client("ec2", AUDIT)
     subnet = ec2.describe_subnets()["Subnets"][0]
+    endpoints = ec2.create_security_group(
+        GroupName="endpoints", Description="of interface endpoints", VpcId=subnet["VpcId"]
+    )["GroupId"]
+    aws_in_process.client("ssm", AUDIT).put_parameter(
+        Name="/impound/ami", Type="String", Value=ec2.register_image(Name="forensics")["ImageId"]
+    )
     started = launch(
-        "forensics", VpcId=subnet["VpcId"], SubnetId=subnet["SubnetId"],
+        "forensics", VpcId=subnet["VpcId"], SubnetId=subnet["SubnetId"], EndpointGroup=endpoints,
         EvidenceKey=made["EvidenceKey"], VolumeKey=made["CopyKey"],
     )  # fmt: skip
     [found] = ec2.describe_instances(InstanceIds=[started["Workstation"]])["Reservations"]

@@ -45,8 +45,9 @@ def stored(impound, answer):
     return items, store
 
 
-def test_a_batch_is_one_record_byte_for_byte(local, tmp_path):
+def test_a_batch_is_one_record_byte_for_byte(local, tmp_path, caplog):
     answer = handler(batch(FINDING, "not JSON \u2603"), None)
+    assert caplog.messages == ["kept ['1']"]  # readiness looks for the id of its probe
     assert (answer["item"], answer["kept"], answer["existing"]) == ("E0001", 2, False)
     assert answer["case"].startswith("_intake-20")
     [item], _ = stored(local, answer)

@@ -1297,7 +1297,7 @@ def packets(aws, contain, web, listener):
     aws.attach(web.id, {22: listener, 4444: listener})
 
     def make(source="10.9.0.4", sources=SOURCES, **more):
-        made = contain(packets=True, probe_s=0.3, **more)
+        made = contain(packets=True, probe_s=2.0, **more)
         made.settings = Settings(
             aws={"isolation_sources": sources},
             ssh={"proxy": f"127.0.0.1:{aws.vantage(source)}", "source": source},
