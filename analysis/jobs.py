@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import re
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -34,8 +35,9 @@ from evidence_store.transfer import Member
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_PART = re.compile(r"([a-z_]{1,40})/[0-9]{8}\.(parquet|json\.gz)")
+_PART = re.compile(r"([a-z_]{1,40})/[0-9]{8}\.(parquet|json\.gz|bin)")
 _MAX_COVERAGE = 100_000
+EXTRACT_REQUEST = "wanted.json"
 COVERAGE_PART = "coverage/00000000.parquet"
 _CHUNK = 1 << 20
 
@@ -79,6 +81,16 @@ JOBS: Mapping[str, Job] = {
             needs="symbols", beside=LIVE, program="analysis.memory"),
     )
 }  # fmt: skip
+
+EXTRACT = Job("extract", "analysis.memory.extract", ("memory",), ("extracted", "content"),
+              needs="symbols", program="analysis.memory")  # fmt: skip
+"""Runs on request only: it is told what to take by `extract_request`."""
+
+
+def extract_request(pids: Iterable[int], paths: Iterable[str]) -> Mapping[str, bytes]:
+    """Return what to give to `EXTRACT`: executables of processes, files by path or pattern."""
+    asked = {"pids": sorted(set(pids)), "paths": sorted(set(paths))}
+    return {EXTRACT_REQUEST: json.dumps(asked).encode()}
 
 
 @dataclass
@@ -211,6 +223,7 @@ def run_job(
             module=job.module,
             program=job.program,
             request={
+                "job": job.name,
                 "item": item_id,
                 "item_digest": manifest.image_root,
                 "version": tool.version,

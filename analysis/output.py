@@ -30,6 +30,7 @@ class ParquetSink:
 
     def __init__(self, channel: Channel, folder: Path = Path("out")) -> None:
         self._channel = channel
+        self.job = str(channel.request.get("job", ""))
         self._folder = folder
         self._waiting: dict[str, list[pa.Table]] = {}
         self._parts: dict[str, int] = {}

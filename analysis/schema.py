@@ -73,6 +73,7 @@ COVERAGE_WHAT = (
     "plugin",  # a plugin failed, hung, found nothing to read, or was left out
     "rules",  # rules that were ignored, or could not be applied to all of the item
     "live",  # a live response that is not there, not whole, or of another boot
+    "extract",  # a file that was asked for and is not, or not wholly, in memory
     "rows-cut",  # more rows than are kept
 )
 """Values of `coverage.what`: the kind of thing that was not (wholly) seen."""
@@ -266,6 +267,23 @@ MATCHES = pa.schema(
     ]
 )
 
+EXTRACTED = pa.schema(
+    [
+        *_EVIDENCE,
+        _field("kind", pa.string(), "executable (of a process) or file"),
+        _field("pid", pa.int64(), "of the process", null=True),
+        _field("comm", pa.string(), "its name", null=True),
+        _field("path", pa.string(), "as the kernel has it", null=True),
+        _field("inode", pa.int64(), "number", null=True),
+        _field("size", pa.int64(), "bytes that the inode states"),
+        _field("held", pa.int64(), "bytes that memory has; the rest are zeros here"),
+        _field("sha256", pa.string(), "of what is here: of the file only if held = size"),
+        _field("absent", pa.string(), "JSON: [start, end] of what memory has not, 200 at most"),
+        _field("object", pa.string(), "member of the result item that is the content"),
+        *_TOOL,
+    ]
+)
+
 TIMELINE = pa.schema(
     [
         _field("message", pa.string(), "what happened, one line"),
@@ -299,6 +317,6 @@ FINDINGS = pa.schema(
 TABLES: Mapping[str, pa.Schema] = MappingProxyType({
     "files": FILES, "kernels": KERNELS, "processes": PROCESSES, "process_views": PROCESS_VIEWS,
     "sockets": SOCKETS, "modules": MODULES, "memory": MEMORY, "matches": MATCHES,
-    "timeline": TIMELINE, "findings": FINDINGS, "coverage": COVERAGE,
+    "extracted": EXTRACTED, "timeline": TIMELINE, "findings": FINDINGS, "coverage": COVERAGE,
 })  # fmt: skip
 """Schema of each table by its name."""

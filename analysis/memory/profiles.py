@@ -76,6 +76,6 @@ NEED_ARGUMENTS = (
     "linux.pagecache.RecoverFs", "linux.vmaregexscan.VmaRegExScan",
     "linux.vmayarascan.VmaYaraScan",
 )  # fmt: skip
-"""What runs on request only."""
+"""What does not run; files are what `analyse --extract` takes."""
 
 PROFILES = {"quick": QUICK, "full": FULL}

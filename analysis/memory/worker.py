@@ -32,6 +32,7 @@ from analysis.ram import Ram, open_ram
 from analysis.rules import compile_rules
 from analysis.schema import TABLES
 from evidence_store.child import Channel
+from evidence_store.item import SegmentFile
 
 _ISF = "symbols/00000000.json.gz"
 _KERNELS = "kernels/00000000.parquet"
@@ -49,24 +50,20 @@ _FIRST_BOOT = datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC)
 
 def main(channel: Channel) -> None:
     """Run the profile that the request names over its item."""
-    SharedChannel(channel, Path("lock"))
     request = channel.request
     sink = ParquetSink(channel)
+    said = _live(channel, sink)
     with channel.image(request["item"]) as image:
-        try:
-            ram = open_ram(image)
-        except AnalysisError as e:
-            _gap(sink, "memory", str(e))
-            return
-        for problem in ram.problems:
-            _gap(sink, "memory", problem.reason, offset=problem.offset, length=problem.length)
-        if facts := _symbols(channel, sink):
-            _analyse(ram, facts, sink, request, _live(channel, sink))
+        if kernel := trusted(channel, sink, image):
+            context, known, made = kernel
+            made.live = said
+            _profile(context, known, made, request)
     sink.close()
 
 
-def _gap(sink: ParquetSink, what: str, reason: str, *, level: str = "gap", **more: Any) -> None:
-    sink.coverage(job="memory", what=what, reason=reason, count=1, level=level, **more)
+def gap(sink: ParquetSink, what: str, reason: str, *, level: str = "gap", **more: Any) -> None:
+    """Tell what was not seen."""
+    sink.coverage(job=sink.job, what=what, reason=reason, count=1, level=level, **more)
 
 
 def _symbols(channel: Channel, sink: ParquetSink) -> dict[str, Any] | None:
@@ -81,7 +78,7 @@ def _symbols(channel: Channel, sink: ParquetSink) -> dict[str, Any] | None:
                 Path("symbols/kernel.json.gz").write_bytes(f.read(_MAX_ISF))
             if rows and rows[0]["page_table"] is not None:
                 return dict(rows[0])
-    _gap(sink, "symbols", "no symbols of this kernel could be made: the coverage of the job "
+    gap(sink, "symbols", "no symbols of this kernel could be made: the coverage of the job "
          "symbols says why. Without them its memory is not explained")  # fmt: skip
     return None
 
@@ -90,7 +87,7 @@ def _live(channel: Channel, sink: ParquetSink) -> live.Answers | None:
     """Return what the live response beside the image says; None if there is none of that boot."""
     beside = channel.request["beside"]
     if not beside:
-        _gap(sink, "live", "the case has no live response of the same host beside this memory: its "
+        gap(sink, "live", "the case has no live response of the same host beside this memory: its "
              "lists are compared with each other only", level="limit")  # fmt: skip
         return None
 
@@ -104,20 +101,33 @@ def _live(channel: Channel, sink: ParquetSink) -> live.Answers | None:
     found = live.read(answer)
     booted = channel.request["boot_id"]
     if booted and found.boot and booted != found.boot:
-        _gap(sink, "live", f"the host was booted anew between this memory and {beside['item']}: "
+        gap(sink, "live", f"the host was booted anew between this memory and {beside['item']}: "
              "they are not compared")  # fmt: skip
         return None
     for problem in found.problems:
-        _gap(sink, "live", f"{beside['item']}: {problem}")
+        gap(sink, "live", f"{beside['item']}: {problem}")
     return found
 
 
-def _analyse(
-    ram: Ram, facts: dict[str, Any], sink: ParquetSink, request: dict[str, Any],
-    said: live.Answers | None,
-) -> None:  # fmt: skip
+def trusted(
+    channel: Channel, sink: ParquetSink, image: SegmentFile
+) -> tuple[Any, dict[str, Any], Made] | None:
+    """Return the kernel of an image whose symbols passed their test, the plugins, and their sink.
+
+    None, and a gap, if there is no such.
+    """
+    SharedChannel(channel, Path("lock"))
+    try:
+        ram = open_ram(image)
+    except AnalysisError as e:
+        gap(sink, "memory", str(e))
+        return None
+    for problem in ram.problems:
+        gap(sink, "memory", problem.reason, offset=problem.offset, length=problem.length)
+    facts = _symbols(channel, sink)
+    if facts is None:
+        return None
     known, missing = plugins()
-    profile = request["options"].get("profile", "quick")
     try:
         context = load(
             ram, Path("symbols/kernel.json.gz"),
@@ -126,16 +136,21 @@ def _analyse(
         )  # fmt: skip
     except UNUSABLE as e:
         why = f"the symbol table cannot be loaded: {type(e).__name__}: {str(e)[:300]}"
-        _gap(sink, "symbols", why)
-        return
+        gap(sink, "symbols", why)
+        return None
     module = context.modules[MODULE]
     first, last = (module.get_absolute_symbol_address(name) for name in ("_text", "_end"))
-    made = Made(sink, request, (first, last), said)
-    total = len(GATE) + len(PROFILES[profile])
+    made = Made(sink, channel.request, (first, last), ram=ram, missing=missing)
     run_all(context, known, [Plugin(name) for name in GATE], Path("rows"), made.hold)
     if why := made.untrusted():
-        _gap(sink, "symbols", f"the symbols of {facts['release']} failed their test: {why}")
-        return
+        gap(sink, "symbols", f"the symbols of {facts['release']} failed their test: {why}")
+        return None
+    return context, known, made
+
+
+def _profile(context: Any, known: dict[str, Any], made: Made, request: dict[str, Any]) -> None:
+    sink, profile = made.sink, request["options"].get("profile", "quick")
+    total = len(GATE) + len(PROFILES[profile])
     for result in made.held:
         made.take(result)
 
@@ -143,10 +158,10 @@ def _analyse(
         made.take(result)
         sink.progress(len(made.taken), total)
 
-    wanted = [*PROFILES[profile], *_rules(ram, known, sink, request["given"])]
+    wanted = [*PROFILES[profile], *_rules(made.ram, known, sink, request["given"])]
     run_all(context, known, wanted, Path("rows"), done)
     made.finish()
-    _left_out(sink, profile, missing)
+    _left_out(sink, profile, made.missing)
 
 
 def _rules(ram: Ram, known: dict[str, Any], sink: ParquetSink, given: list[str]) -> list[Plugin]:
@@ -156,11 +171,11 @@ def _rules(ram: Ram, known: dict[str, Any], sink: ParquetSink, given: list[str])
     try:
         compiled, ignored = compile_rules({name: Path(name).read_bytes() for name in given})
     except AnalysisError as e:
-        _gap(sink, "rules", str(e))
+        gap(sink, "rules", str(e))
         return []
     for why in ignored:
-        _gap(sink, "rules", f"ignored: {why}")
-    _gap(sink, "rules", "rules are judged on 16 MiB of physical memory at a time; what lies "
+        gap(sink, "rules", f"ignored: {why}")
+    gap(sink, "rules", "rules are judged on 16 MiB of physical memory at a time; what lies "
          "scattered over pages is not seen together", level="limit")  # fmt: skip
     known[rules.NAME] = type("Rules", (rules.Rules,), {"ram": ram, "compiled": compiled})
     return [Plugin(rules.NAME, 3600)]
@@ -170,12 +185,12 @@ def _left_out(sink: ParquetSink, profile: str, missing: list[str]) -> None:
     run = {*GATE, *(plugin.name for plugin in PROFILES[profile])}
     more = [plugin.name for plugin in PROFILES["full"] if plugin.name not in run]
     if more:
-        _gap(sink, "plugin", f"the profile {profile} leaves out {len(more)} plugins that the "
+        gap(sink, "plugin", f"the profile {profile} leaves out {len(more)} plugins that the "
              f"profile full has: {', '.join(more)}", level="limit")  # fmt: skip
-    _gap(sink, "plugin", f"need arguments and run on request only: {', '.join(NEED_ARGUMENTS)}",
+    gap(sink, "plugin", f"need arguments and do not run: {', '.join(NEED_ARGUMENTS)}",
          level="limit")  # fmt: skip
     if linux := [name for name in missing if ".linux." in name]:
-        _gap(sink, "plugin", f"could not be imported: {', '.join(linux)}")
+        gap(sink, "plugin", f"could not be imported: {', '.join(linux)}")
 
 
 @dataclass
@@ -186,6 +201,8 @@ class Made:
     request: dict[str, Any]
     image: tuple[int, int]
     live: live.Answers | None = None
+    ram: Ram = field(default_factory=lambda: Ram("raw", [], []))
+    missing: list[str] = field(default_factory=list)
     held: list[Result] = field(default_factory=list)
     taken: dict[str, Result] = field(default_factory=dict)
 
@@ -215,14 +232,14 @@ class Made:
         """Write the rows of a plugin, and what is missing of them."""
         self.taken[result.plugin] = result
         if result.problem:
-            _gap(self.sink, "plugin", f"{result.plugin}: {result.problem}")
+            gap(self.sink, "plugin", f"{result.plugin}: {result.problem}")
         if result.cut:
-            _gap(self.sink, "rows-cut", f"{result.plugin} gave more than is kept")
-        self._write("memory", self._generic(result))
-        self._write("timeline", self._timeline(result))
+            gap(self.sink, "rows-cut", f"{result.plugin} gave more than is kept")
+        self.write("memory", self._generic(result))
+        self.write("timeline", self._timeline(result))
         if maker := _TABLES.get(result.plugin):
             table, make = maker
-            self._write(table, (row for r in result.rows() if (row := make(r))))
+            self.write(table, (row for r in result.rows() if (row := make(r))))
 
     def finish(self) -> None:
         """Write the tables that need several plugins."""
@@ -250,11 +267,11 @@ class Made:
             if self.live.at is not None:
                 first, last = (at + self.live.ahead for at in self.request["taken"])
                 times = crossview.Times(self.live.at, (first, last))
-        self._write("process_views", (row for view in views.values() for row in view))
-        self._write("processes", self._processes(views))
-        self._write("modules", self._modules())
+        self.write("process_views", (row for view in views.values() for row in view))
+        self.write("processes", self._processes(views))
+        self.write("modules", self._modules())
         claims = [*crossview.processes(views, times), *self._claims(), *self._live_claims()]
-        self._write("findings", (claim.row() for claim in claims))
+        self.write("findings", (claim.row() for claim in claims))
 
     def _rows(self, plugin: str) -> list[dict[str, Any]]:
         result = self.taken.get(plugin)
@@ -340,7 +357,8 @@ class Made:
                        "timestamp": micro // 1000, "timestamp_desc": line["k"],
                        "source": result.plugin}  # fmt: skip
 
-    def _write(self, table: str, rows: Iterable[dict[str, Any]]) -> None:
+    def write(self, table: str, rows: Iterable[dict[str, Any]]) -> None:
+        """Write rows; what names evidence and tool is added where a row has it not."""
         common = {"item": self.request["item"], "item_digest": self.request["item_digest"],
                   "tool": "volatility3", "tool_version": VERSION}  # fmt: skip
         rows = iter(rows)

@@ -4,15 +4,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
 from analysis.errors import AnalysisError
-from analysis.jobs import JOBS, Job, JobResult, run_job
+from analysis.jobs import EXTRACT, JOBS, Job, JobResult, extract_request, run_job
 from evidence_store.child import Outcome
+from evidence_store.model import clean
 from evidence_store.store import Case
 from pipeline.cli.base import Command, Globals, pass_globals, receipt
 from pipeline.cli.case import checked
@@ -33,21 +34,28 @@ from pipeline.symbols import files, library
 @click.option("--symbols", "tables", metavar="PATH", default=None,
               type=click.Path(exists=True, path_type=Path),
               help="ISF or folder (ISF, or btf and kallsyms) where none can be made.")  # fmt: skip
+@click.option("--extract", "wanted", metavar="PID|PATH", multiple=True,
+              help="Of memory: this process's executable, or cached files of this path or pattern. "
+                   "Without --jobs, only that.")  # fmt: skip
 @click.option("--again", is_flag=True, help="Also where the same job was done before.")
 @pass_globals
 def analyse(
     options: Globals, case_id: str, items: tuple[str, ...], names: str, profile: str,
-    folder: Path | None, tables: Path | None, again: bool,
+    folder: Path | None, tables: Path | None, wanted: tuple[str, ...], again: bool,
 ) -> int:  # fmt: skip
     """Run analysis jobs over the items of a case, each in a limited process of its own.
 
     Exit 3: done, and something was not seen (it stands in the table `coverage`).
     """
-    chosen = _jobs(names)
+    asked = _asked(wanted)
+    chosen = [] if asked and not names else _jobs(names)
+    chosen += [EXTRACT] if asked else []
     case = options.open_store(writing=True).case(checked(case_id))
     work = _work(case, items, chosen)
     results: list[JobResult] = []
-    given = {"symbols": files(tables)} if tables else {}
+    given: dict[str, Mapping[str, bytes]] = {"symbols": files(tables)} if tables else {}
+    if asked:
+        given["extract"] = asked
     if folder:
         given["memory"] = _rule_files(folder)
     for job, item_id in work:
@@ -76,6 +84,19 @@ def analyse(
     if any(result.result == "failed" for result in results):
         return AnalysisError.exit_code
     return 3 if any(result.result == "partial" for result in results) else 0
+
+
+def _asked(wanted: tuple[str, ...]) -> Mapping[str, bytes]:
+    """Return the request for what is to be extracted, empty if nothing is. Raises: UsageError."""
+    for one in wanted:
+        if not (one.isdecimal() and len(one) < 10) and not one.startswith("/"):
+            raise UsageError(
+                f"--extract {clean(one, 100)} is neither a process id nor an absolute path",
+                hint="--extract 1234, --extract /usr/sbin/sshd, --extract '/tmp/*'",
+            )
+    pids = [int(one) for one in wanted if not one.startswith("/")]
+    paths = [one for one in wanted if one.startswith("/")]
+    return extract_request(pids, paths) if wanted else {}
 
 
 def _rule_files(folder: Path) -> dict[str, bytes]:

@@ -38,6 +38,7 @@ MEANINGS: Mapping[str, str] = {
     "plugin": "a method of memory analysis failed, hung, or was left out",
     "rules": "rules that were ignored, or not applied to all of the item",
     "live": "a live response that is not there, not whole, or of another boot",
+    "extract": "a file that was asked for and is not, or not wholly, in memory",
     "rows-cut": "more rows than are kept",
     "coverage-cut": "more gaps than can be kept; the rest is known only by number",
 }

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from analysis.jobs import JobResult
 from evidence_store.child import Outcome
-from pipeline.cli.analyse import _document, _lines
+from pipeline.cli.analyse import _asked, _document, _lines
+from pipeline.errors import UsageError
 
 
 def result(network: str, files: str, processes: str) -> JobResult:
@@ -25,3 +28,14 @@ def test_what_could_not_be_taken_away_from_a_job_is_said():
     document = _document(weak)
     assert (document["network"], document["files"], document["processes"]) == (
         "not taken away: A", "not limited: no Landlock (B)", "only its group: C")  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", ["sshd", "12x", "../etc", "99999999999"])
+def test_what_is_neither_process_nor_path_is_no_extraction(wrong):
+    with pytest.raises(UsageError, match="neither a process id nor an absolute path"):
+        _asked(("1", wrong))
+
+
+def test_one_request_whatever_the_order():
+    assert _asked(("/b", "2", "/a", "1", "1")) == _asked(("1", "2", "/a", "/b"))
+    assert not _asked(())

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from acquisition.source import open_source
 from analysis.beside import LIVE, find
-from analysis.jobs import JOBS, run_job
+from analysis.jobs import EXTRACT, JOBS, extract_request, run_job
 from analysis.query import query
 from tests.analysis.kernel_image import Memory, elf_core, lime
 from tests.analysis.live_answers import BOOT, answers
@@ -122,15 +123,54 @@ def test_live_response_that_cannot_be_compared_is_a_gap(world, tmp_path, given, 
     assert says in said(world)
 
 
-@pytest.mark.guest
-@pytest.mark.skipif(not SAMPLES, reason="IMPOUND_SAMPLES is not set")
-def test_what_a_host_leaves_out_of_its_own_lists_is_found_in_its_memory(world, tmp_path):
+def sample(image):
+    """Unpack the memory of a real machine; return what it said of itself."""
     import zstandard
 
     folder = Path(SAMPLES) / "memory-6.1"
-    with (folder / "mem.lime.zst").open("rb") as packed, (tmp_path / "m").open("wb") as out:
+    with (folder / "mem.lime.zst").open("rb") as packed, image.open("wb") as out:
         zstandard.ZstdDecompressor().copy_stream(packed, out)
-    truth = json.loads((folder / "truth.json").read_text())
+    return json.loads((folder / "truth.json").read_text())
+
+
+@pytest.mark.guest
+@pytest.mark.skipif(not SAMPLES, reason="IMPOUND_SAMPLES is not set")
+def test_executables_and_cached_files_are_taken_from_memory(world, tmp_path):
+    planted = sample(tmp_path / "m")["planted"]
+    world.case.ingest("memory", open_source(str(tmp_path / "m"), "memory"))
+    asked = extract_request([107, 103, 1, 2, 9999], [planted["P_FILE"], "/usr/sbin/ss*", "/none/*"])
+    result = run_job(world.case, EXTRACT, "E0001", given={"extract": asked})
+    assert result.result == "partial"
+    text = said(world)
+    assert "executable of process 2: it is a thread of the kernel" in text
+    assert "executable of process 9999: the kernel's list has no such process" in text
+    assert "file of /none/*: no cached file has this path" in text
+    rows = query(
+        world.case, "SELECT kind, pid, path, size, held, sha256, object FROM extracted"
+    ).rows
+    paths = {row[2]: row for row in rows}
+    kind, _, _, size, held, digest, name = paths[planted["P_FILE"]]
+    assert (kind, held) == ("file", size)
+    with os.fdopen(world.case.open_member(result.result_item, name), "rb") as f:
+        content = f.read()
+    assert planted["P_CONTENT"].encode() in content
+    assert hashlib.sha256(content).hexdigest() == digest
+    assert "executable of process 107: none of it is in memory" in text
+    (shell,) = [row for row in rows if row[1] == 1]
+    assert shell[2] == "/usr/bin/bash"
+    assert 0 < shell[4] < shell[3]
+    assert f"{shell[3] - shell[4]} of its {shell[3]} bytes are not in memory" in text
+    with os.fdopen(world.case.open_member(result.result_item, shell[6]), "rb") as f:
+        assert f.read(4) == b"\x7fELF"
+    assert any(path == "/usr/sbin/sshd" for path in paths)
+    parents = world.case.item(result.result_item).parents
+    assert parents == ["E0001", result.needed.result_item]
+
+
+@pytest.mark.guest
+@pytest.mark.skipif(not SAMPLES, reason="IMPOUND_SAMPLES is not set")
+def test_what_a_host_leaves_out_of_its_own_lists_is_found_in_its_memory(world, tmp_path):
+    truth = sample(tmp_path / "m")
     world.case.ingest("memory", Captured(tmp_path / "m"))
     listed = {p["pid"]: p["comm"] for p in truth["processes"]}
     del listed[107]
@@ -152,13 +192,8 @@ def test_what_a_host_leaves_out_of_its_own_lists_is_found_in_its_memory(world, t
 @pytest.mark.guest
 @pytest.mark.skipif(not SAMPLES, reason="IMPOUND_SAMPLES is not set")
 def test_memory_of_a_real_machine_equals_what_it_said_of_itself(world, tmp_path):
-    import zstandard
-
-    folder = Path(SAMPLES) / "memory-6.1"
     image = tmp_path / "mem.lime"
-    with (folder / "mem.lime.zst").open("rb") as packed, image.open("wb") as out:
-        zstandard.ZstdDecompressor().copy_stream(packed, out)
-    truth = json.loads((folder / "truth.json").read_text())
+    truth = sample(image)
     world.case.ingest("memory", open_source(str(image), "memory"))
     result = run_job(world.case, JOBS["memory"], "E0001")
     assert result.result == "ok", result.gaps

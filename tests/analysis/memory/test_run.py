@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import doctest
 import os
 import signal
 import socket
@@ -10,9 +11,10 @@ import struct
 import time
 
 import pytest
-from volatility3.framework import contexts, renderers
+from volatility3.framework import contexts, exceptions, renderers
 from volatility3.framework.renderers import format_hints
 
+from analysis.memory import extract
 from analysis.memory import run as module
 from analysis.memory.kernel import FiveLevels, RamLayer
 from analysis.memory.profiles import GATE, PROFILES, Plugin
@@ -198,6 +200,74 @@ def test_rows_fit_their_schema_whatever_they_are():
 def test_times_are_exact():
     assert _ns("2026-11-24T02:27:16.732001+00:00") == 1795487236732001000
     assert _ns("no time") is None
+
+
+class Inode:
+    """A cached file whose pages are `contents`."""
+
+    def __init__(self, size, contents):
+        self.i_size, self.i_ino, self.contents = size, 7, contents
+        self.vol = type("vol", (), {"offset": 4096})
+
+    def get_contents(self):
+        for one in self.contents:
+            if isinstance(one, Exception):
+                raise one
+            yield one
+
+
+@pytest.fixture
+def take(tmp_path):
+    made = object.__new__(extract.Extract)
+    made.folder, made.made, made.bytes = tmp_path, 0, 0
+
+    def run(inode, path="/a"):
+        row = made._file("file", None, None, path, inode)
+        names = ("size", "held", "digest", "absent", "name", "at", "problem")
+        return dict(zip(names, map(plain, row[5:]), strict=True))
+
+    run.made = made
+    return run
+
+
+def test_what_memory_lacks_of_a_file_is_told(take, tmp_path):
+    page = b"x" * 4096
+    found = take(
+        Inode(3 * 4096 + 5, [(0, page), (2, page), (2, b"y" * 4096), (9, page), (-1, page)])
+    )
+    assert (found["held"], found["absent"]) == (8192, "[[4096, 8192], [12288, 12293]]")
+    assert "4101 of its 12293 bytes" in found["problem"]
+    assert (tmp_path / found["name"]).read_bytes() == page + bytes(4096) + page + bytes(5)
+
+
+def test_whole_file_ends_where_its_size_says(take, tmp_path):
+    found = take(Inode(5, [(0, b"hello" + bytes(4091))]), "../../etc/passwd\n")
+    assert (found["held"], found["absent"], found["problem"]) == (5, "[]", "")
+    assert (tmp_path / found["name"]).read_bytes() == b"hello"
+    assert [p.name for p in tmp_path.iterdir()] == ["00000000.bin"], "never named by its path"
+
+
+def test_files_are_bounded(take, tmp_path, monkeypatch):
+    monkeypatch.setattr(extract, "MAX_BYTES", 6000)
+    monkeypatch.setattr(extract, "MAX_FILES", 2)
+    assert "would have 1099511627776 bytes" in take(Inode(1 << 40, []))["problem"]
+    assert "would have -1 bytes" in take(Inode(-1, []))["problem"]
+    assert take(Inode(4096, [(0, bytes(4096))]))["problem"] == ""
+    assert "all files together" in take(Inode(4096, [(0, bytes(4096))]))["problem"]
+    take.made.made = 2
+    assert "only 2 files" in take(Inode(1, [(0, bytes(4096))]))["problem"]
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_file_of_which_nothing_is_there_leaves_no_zeros(take, tmp_path):
+    assert take(Inode(4096, []))["problem"] == "none of it is in memory"
+    torn = Inode(8192, [(0, bytes(4096)), exceptions.LinuxPageCacheException("torn")])
+    assert "read only in part" in take(torn)["problem"]
+    assert len(list(tmp_path.iterdir())) == 1, "what came before is kept"
+
+
+def test_examples():
+    assert doctest.testmod(extract).failed == 0
 
 
 def test_every_plugin_of_the_profiles_exists():
