@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""EBS direct APIs, the reading half: signed by botocore, sent by libcurl, paced, checked.
+"""EBS direct APIs, the reading half: signed by botocore, sent by urllib3, paced, checked.
 
 Three calls: ListSnapshotBlocks, ListChangedBlocks, GetSnapshotBlock. boto3 does them too, at three
 times the CPU time for each block, does not check a block's digest, and does not ask again when a
@@ -25,6 +25,7 @@ import binascii
 import contextlib
 import hashlib
 import json
+import os
 import random
 import threading
 import time
@@ -33,14 +34,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from urllib.parse import quote
+from urllib.request import getproxies, proxy_bypass
 
 from acquisition.closing import Closing
-from acquisition.curl import Answer, Client, NoAnswerError
 from acquisition.errors import AcquisitionError
 from evidence_store.aws import Failure, failures
 from evidence_store.model import clean
+
+if TYPE_CHECKING:
+    from urllib3 import BaseHTTPResponse, HTTPConnectionPool
 
 T = TypeVar("T")
 
@@ -53,7 +57,10 @@ _ATTEMPTS = 12
 _PATIENT = 40  # of a busy service: what others use comes free
 _FEW = 5  # where asking again seldom mends it
 _FIRST_WAIT, _LONGEST_WAIT = 0.1, 20.0  # seconds
+_CONNECT_SECONDS, _READ_SECONDS, _BODY_SECONDS = 5.0, 20.0, 60.0
+_PART = 256 << 10
 _MAX_LIST_BYTES = 32 << 20
+_MAX_ERROR_BYTES = 64 << 10
 _SKEW_SECONDS = 240
 
 _THROTTLED = {
@@ -259,14 +266,14 @@ class EbsDirect(Closing):
         self._buckets: dict[tuple[str, str], Bucket] = {}
         self._window = Window(connections)
         self._lock = threading.Lock()
-        self._client = Client(endpoint.url)
+        self._pool, self._base = _connect(endpoint.url, connections)
         self._sign = _signer(endpoint)
         self._known_good: tuple[str, int, str] | None = None
 
     def close(self) -> None:
         """See `Closing.close`."""
         self.threads.shutdown(wait=True)
-        self._client.close()
+        self._pool.close()
 
     def list_blocks(
         self, snapshot: str, *, start: int, limit: int, since: str = "", page: str = "",
@@ -283,18 +290,16 @@ class EbsDirect(Closing):
         path = f"/snapshots/{quote(snapshot, safe='')}/{'changedblocks' if since else 'blocks'}"
         what = f"cannot list the blocks of {clean(snapshot)}"
 
-        def receive(got: Answer) -> dict[str, Any]:
-            if got.over:
-                raise ServiceError(f"{what}: the answer has more than {_MAX_LIST_BYTES} bytes")
+        def receive(response: BaseHTTPResponse) -> dict[str, Any]:
             try:
-                answer = json.loads(bytes(got.body))
+                answer = json.loads(_body(response, _MAX_LIST_BYTES, what))
             except ValueError as e:
                 raise _Again(ServiceError(f"{what}: the answer is no JSON"), attempts=_FEW) from e
             if not isinstance(answer, dict):
                 raise _Again(ServiceError(f"{what}: the answer is no object"), attempts=_FEW)
             return answer
 
-        return self._ask("lists", snapshot, path, query, None, receive, what, stop)
+        return self._ask("lists", snapshot, path, query, receive, what, stop)
 
     def read_block(
         self, snapshot: str, index: int, token: str, view: memoryview, received: Received,
@@ -325,12 +330,9 @@ class EbsDirect(Closing):
         path = f"/snapshots/{quote(snapshot, safe='')}/blocks/{index}"
         what = f"cannot read block {index} of {clean(snapshot)}"
 
-        def receive(got: Answer) -> None:
-            stated = _stated(got.headers, what)
-            if got.over:
-                raise _Again(_Mismatch(f"{what}: the body is longer than a block"), attempts=_FEW)
-            if len(got.body) < len(view):
-                raise _Again(ServiceError(f"{what}: the body ended after {len(got.body)} bytes"))
+        def receive(response: BaseHTTPResponse) -> None:
+            stated = _stated(response.headers, what)
+            _fill(response, view, what)
             actual = hashlib.sha256(view).digest()
             with self._lock:
                 received.bytes += len(view)
@@ -344,7 +346,7 @@ class EbsDirect(Closing):
 
         try:
             self._ask(
-                "blocks", snapshot, path, {"blockToken": token}, view, receive, what, stop, attempts
+                "blocks", snapshot, path, {"blockToken": token}, receive, what, stop, attempts
             )
         except _Mismatch as e:
             raise BlockLostError(str(e)) from e
@@ -364,8 +366,8 @@ class EbsDirect(Closing):
 
     def _ask(
         self, pace: str, snapshot: str, path: str, query: Mapping[str, str],
-        into: memoryview | None, receive: Callable[[Answer], T], what: str,
-        stop: threading.Event | None, most: int | None = None,
+        receive: Callable[[BaseHTTPResponse], T], what: str, stop: threading.Event | None,
+        most: int | None = None,
     ) -> T:  # fmt: skip
         stop = stop or threading.Event()
         attempt = 0
@@ -375,7 +377,7 @@ class EbsDirect(Closing):
             attempt += 1
             try:
                 with self._place(stop):
-                    return self._send(path, query, into, receive, what)
+                    return self._send(path, query, receive, what)
             except _Again as again:
                 if attempt >= (again.attempts if most is None else min(most, again.attempts)):
                     raise again.error from again.__cause__
@@ -411,28 +413,42 @@ class EbsDirect(Closing):
             self._window.leave(well=well, throttled=throttled)
 
     def _send(
-        self, path: str, query: Mapping[str, str], into: memoryview | None,
-        receive: Callable[[Answer], T], what: str,
+        self, path: str, query: Mapping[str, str], receive: Callable[[BaseHTTPResponse], T],
+        what: str,
     ) -> T:  # fmt: skip
+        from urllib3.exceptions import HTTPError
+
         target = path + "?" + "&".join(f"{k}={quote(v, safe='-_.~')}" for k, v in query.items())
-        headers = self._sign(self._client.base + target)
+        headers = self._sign(self._base + target)
         with self._lock:
             self.requests.sent += 1
         try:
-            answer = self._client.get(target, headers, into, _MAX_LIST_BYTES)
-        except NoAnswerError as e:
+            response = self._pool.urlopen(
+                "GET", target, headers=headers, retries=False, redirect=False,
+                preload_content=False, decode_content=False,
+            )  # fmt: skip
+            whole = False
+            try:
+                if response.status != 200:
+                    raise self._refused(response, path, what)
+                got = receive(response)
+                whole = True
+                return got
+            finally:
+                if not whole:
+                    response.close()  # what else is on its way must not be taken for an answer
+                response.release_conn()
+        except (HTTPError, OSError) as e:
             raise _unanswered(e, what) from e
-        if answer.status != 200:
-            raise self._refused(answer, path, what)
-        return receive(answer)
 
-    def _refused(self, response: Answer, path: str, what: str) -> Exception:
+    def _refused(self, response: BaseHTTPResponse, path: str, what: str) -> Exception:
+        raw = response.read(_MAX_ERROR_BYTES) or b""
         try:
-            said = json.loads(bytes(response.body))
+            said = json.loads(raw)
         except ValueError:
             said = {}
         said = said if isinstance(said, dict) else {}
-        code = str(response.headers.get("x-amzn-errortype") or said.get("__type") or "")
+        code = str(response.headers.get("x-amzn-ErrorType") or said.get("__type") or "")
         code = clean(code.split(":")[0].rpartition("#")[2], 80) or f"HTTP {response.status}"
         reason = clean(str(said.get("Reason") or ""), 80)
         message = clean(str(said.get("Message") or said.get("message") or "no message"), 300)
@@ -489,15 +505,15 @@ def _hint(code: str, reason: str) -> str:
     return ""
 
 
-def _unanswered(e: NoAnswerError, what: str) -> Exception:
-    if e.certificate:
+def _unanswered(e: Exception, what: str) -> Exception:
+    cause = clean(str(e.args[-1] if e.args else e) or type(e).__name__, 200)
+    if "CERTIFICATE_VERIFY_FAILED" in cause:
         return ServiceError(
-            f"{what}: the endpoint is not who it says it is: {e}",
+            f"{what}: the endpoint is not who it says it is: {cause}",
             hint="where a proxy opens TLS, name its certificate in AWS_CA_BUNDLE",
         )
-    after = f" after {e.received} bytes of the body" if e.received else ""
     return _Again(ServiceError(
-        f"{what}: {e}{after}",
+        f"{what}: {type(e).__name__}: {cause}",
         hint="check the network and the endpoint, then run the same command again; it continues",
     ))  # fmt: skip
 
@@ -507,7 +523,7 @@ def _skew(headers: Mapping[str, str], code: str, message: str) -> str:
     if code not in _SIGNATURE:
         return ""
     try:
-        theirs = parsedate_to_datetime(headers["date"])
+        theirs = parsedate_to_datetime(headers["Date"])
         behind = (theirs - datetime.now(UTC)).total_seconds()
     except (KeyError, ValueError, TypeError):
         behind = 0.0
@@ -521,16 +537,16 @@ def _skew(headers: Mapping[str, str], code: str, message: str) -> str:
 
 def _retry_after(headers: Mapping[str, str]) -> float:
     """Seconds that the service asks to wait; at most a minute."""
-    value = headers.get("retry-after", "")
+    value = headers.get("Retry-After", "")
     return min(60.0, float(value)) if value.isascii() and value.isdigit() else 0.0
 
 
 def _stated(headers: Mapping[str, str], what: str) -> bytes:
     """Return the SHA-256 that the service states of a block."""
-    algorithm = headers.get("x-amz-checksum-algorithm", "")
-    length = headers.get("x-amz-data-length", "")
+    algorithm = headers.get("x-amz-Checksum-Algorithm", "")
+    length = headers.get("x-amz-Data-Length", "")
     try:
-        stated = base64.b64decode(headers.get("x-amz-checksum", ""), validate=True)
+        stated = base64.b64decode(headers.get("x-amz-Checksum", ""), validate=True)
     except (binascii.Error, ValueError):
         stated = b""
     if algorithm != "SHA256" or len(stated) != 32 or length != str(BLOCK_BYTES):
@@ -540,6 +556,57 @@ def _stated(headers: Mapping[str, str], what: str) -> bytes:
             attempts=_FEW,
         )
     return stated
+
+
+def _fill(response: BaseHTTPResponse, view: memoryview, what: str) -> None:
+    """Read the whole body into `view`. Raises: _Again if it is another length, or stalls."""
+    deadline = time.monotonic() + _BODY_SECONDS
+    at = 0
+    while at < len(view):
+        part = response.read(min(_PART, len(view) - at))
+        if not part:
+            raise _Again(ServiceError(f"{what}: the body ended after {at} bytes"))
+        view[at : at + len(part)] = part
+        at += len(part)
+        if time.monotonic() > deadline:
+            raise _Again(ServiceError(f"{what}: {at} bytes in {_BODY_SECONDS:.0f} s"))
+    if response.read(1):
+        raise _Again(_Mismatch(f"{what}: the body is longer than a block"), attempts=_FEW)
+
+
+def _body(response: BaseHTTPResponse, limit: int, what: str) -> bytes:
+    deadline = time.monotonic() + _BODY_SECONDS
+    parts, size = [], 0
+    while part := response.read(_PART):
+        parts.append(part)
+        size += len(part)
+        if size > limit:
+            raise ServiceError(f"{what}: the answer has more than {limit} bytes")
+        if time.monotonic() > deadline:
+            raise _Again(ServiceError(f"{what}: {size} bytes in {_BODY_SECONDS:.0f} s"))
+    return b"".join(parts)
+
+
+def _connect(url: str, connections: int) -> tuple[HTTPConnectionPool, str]:
+    """Return a pool for the endpoint, through the proxy of the environment, and its base address.
+
+    Who AWS is is judged by `AWS_CA_BUNDLE`, else by the certificates that botocore brings.
+    """
+    import urllib3
+    from botocore.httpsession import get_cert_path
+
+    address = urllib3.util.parse_url(url.rstrip("/"))
+    timeout = urllib3.Timeout(connect=_CONNECT_SECONDS, read=_READ_SECONDS)
+    options: dict[str, Any] = {"maxsize": connections, "block": True, "timeout": timeout}
+    if address.scheme == "https":
+        bundle = os.environ.get("AWS_CA_BUNDLE") or get_cert_path(True)
+        options |= {"cert_reqs": "CERT_REQUIRED", "ca_certs": bundle}
+    proxy = getproxies().get("https") if address.scheme == "https" else None
+    if proxy and not proxy_bypass(address.host or ""):
+        manager: urllib3.PoolManager = urllib3.ProxyManager(proxy, **options)
+    else:
+        manager = urllib3.PoolManager(**options)
+    return manager.connection_from_url(address.url), address.url
 
 
 def _signer(endpoint: Endpoint) -> Callable[[str], dict[str, str]]:

@@ -306,8 +306,8 @@ STAYING = {
     "expired credentials": ("error", "403 ExpiredTokenException", "ExpiredToken", "renew"),
     "unavailable": ("error", "503 ServiceUnavailable", "ServiceUnavailable", "later"),
     "throttled": ("error", THROTTLED, "ACCOUNT_THROTTLED", "quota"),
-    "no network": ("hang up", "", "Empty reply", "network"),
-    "cut off": ("truncate", "", "bytes missing", "network"),
+    "no network": ("hang up", "", "ProtocolError|ConnectionError", "network"),
+    "cut off": ("truncate", "", "IncompleteRead|ProtocolError", "network"),
     "a clock that is wrong": (
         "error",
         "403 InvalidSignatureException date="

