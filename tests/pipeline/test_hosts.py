@@ -203,7 +203,6 @@ def test_sudo_password_by_descriptor_is_stored_nowhere(cloud, ssh, permit, targe
     assert b"tr0ub4dor" not in stored
 
 
-@pytest.mark.xdist_group("avml")  # /dev/shm is everybody's
 def test_host_without_kcore_is_captured_by_avml(cloud, ssh, permit, target, host, tmp_path):
     """A stand-in for AVML: a script that writes a LiME image where it is told."""
     permit()

@@ -58,7 +58,7 @@ def expected(found):
         elif step in ("memory", "live"):
             # No machine stands behind the instance; a volume has no memory, which is no gap.
             assert "gap" in seen <= {"gap", "ok"}, step
-        elif step in ("analyse", "isolate"):  # isolation is not probed by packets yet
+        elif step in ("analyse", "isolate"):  # without a machine nothing answers a probe
             assert seen <= {"gap", "ok"}
         else:
             assert seen == {"ok"}, (step, seen)
