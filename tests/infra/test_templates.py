@@ -267,6 +267,9 @@ def test_only_what_is_local_is_forwarded():
         s for key, p in member.of("AWS::Events::Rule") if key != "NewVpcRule"
         for s in p["EventPattern"]["source"]
     }  # fmt: skip
-    assert sources == {"aws.tag", "aws.ec2", "aws.cloudwatch", "aws.health", "aws.iam"}
+    probe = "impound.readiness"  # no finding: what readiness proves the path with
+    assert sources == {
+        "aws.tag", "aws.ec2", "aws.cloudwatch", "aws.health", "aws.iam", probe,
+    }  # fmt: skip
     [findings] = [p for k, p in stacks()["audit"].of("AWS::Events::Rule") if k == "FindingsRule"]
     assert set(findings["EventPattern"]["source"]) == {"aws.guardduty", "aws.securityhub"}
