@@ -523,7 +523,9 @@ def test_calls_that_succeed_after_the_deny_are_no_isolation(contain, attacker, a
     # IAM does not hold it there yet, longer than it may.
     monkeypatch.setattr("pipeline.isolate.IN_FORCE", timedelta(seconds=-1))
     own("ec2")
-    monkeypatch.setattr("pipeline.gameday.aws.identities.effects", lambda *_a, **_k: set())
+    from pipeline.gameday.aws import identities  # once `aws` has installed it
+
+    monkeypatch.setattr(identities, "effects", lambda *_a, **_k: set())
     assert may(own)
     monkeypatch.undo()
     monkeypatch.setattr("pipeline.isolate.IN_FORCE", timedelta(seconds=-1))
