@@ -27,6 +27,12 @@ def missing(what: str) -> NoReturn:
     pytest.skip(what)
 
 
+def pytest_make_parametrize_id(val, argname):
+    """Name a test by a short word, not by the bytes that it is given, which may hold a time."""
+    opaque = isinstance(val, bytes) or (isinstance(val, str) and len(val) > 64)
+    return argname if opaque else None
+
+
 @pytest.fixture(name="need_tool", scope="session")
 def _need_tool():
     return need_tool
