@@ -480,7 +480,7 @@ class Output:
         until = time.monotonic() + self._stall_s
         while True:
             self._channel.settimeout(_SLICE_SECONDS)
-            with contextlib.suppress(TimeoutError):
+            with self._sending(), contextlib.suppress(TimeoutError):
                 return self._channel.recv(size)
             if self._remote.stop.is_set():
                 self.ended = "cut"
@@ -493,6 +493,17 @@ class Output:
         if not self._remote._alive():
             raise LostError(f"the connection to {self._remote.place} is lost")
         raise StalledError(f"{self._remote.place} said nothing for {self._stall_s:.0f} s")
+
+    @contextlib.contextmanager
+    def _sending(self) -> Iterator[None]:
+        """Say plainly that the connection is lost: to read is also to send (the window grows)."""
+        from paramiko import SSHException
+
+        try:
+            yield
+        except (SSHException, EOFError, OSError) as e:
+            self.ended = "lost"
+            raise LostError(f"the connection to {self._remote.place} is lost") from e
 
     def _end(self) -> None:
         """Tell the end of a command from the end of the connection."""
@@ -512,7 +523,8 @@ class Output:
         """Take what came on standard error, so that it cannot fill the window; tell if any did."""
         before = self._err_bytes
         while self._channel.recv_stderr_ready():
-            data = self._channel.recv_stderr(READ_BYTES)
+            with self._sending():
+                data = self._channel.recv_stderr(READ_BYTES)
             if not data:
                 break
             self._err_bytes += len(data)
@@ -525,8 +537,11 @@ class Output:
         self.close()
 
     def close(self) -> None:
-        """Close the session."""
-        self._channel.close()
+        """Close the session; one whose connection is lost is closed."""
+        from paramiko import SSHException
+
+        with contextlib.suppress(SSHException, EOFError, OSError):
+            self._channel.close()
 
 
 class Duplex(Output):
@@ -539,10 +554,8 @@ class Duplex(Output):
 
     def write(self, data: bytes) -> None:
         """Send it all. Raises: LostError."""
-        try:
+        with self._sending():
             self._channel.sendall(data)
-        except OSError as e:
-            raise LostError(f"the connection to {self._remote.place} is lost") from e
 
     def exactly(self, size: int) -> bytes:
         """Return that many bytes. Raises: LostError, StalledError; also if it ends before."""

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
 import threading
 
 import pytest
+from paramiko import SSHException
 
 from acquisition import remote as module
 from acquisition.footprint import Footprint, acts
@@ -287,6 +289,26 @@ def test_cut_connection_is_lost_never_an_end(host, sshd):
     act = host.footprint.acts[-1]
     assert act["outcome"] == "lost"
     assert act["out_bytes"] > 0
+
+
+@pytest.mark.parametrize("error", [EOFError(), OSError("reset"), SSHException("gone")])
+@pytest.mark.parametrize("call", ["recv", "recv_stderr", "sendall", "close"])
+def test_connection_lost_while_the_window_grows(host, monkeypatch, error, call):
+    """To read is also to send (RFC 4254 §5.2), so that reading fails as sending does."""
+
+    def fail(*_args):
+        raise error
+
+    with contextlib.closing(host.duplex("cat", "test")) as s:
+        s.write(b"b")
+        assert s.read(1) == b"b"
+        monkeypatch.setattr(s._channel, call, fail)
+        monkeypatch.setattr(s._channel, "recv_stderr_ready", lambda: call == "recv_stderr")
+        if call == "close":
+            return
+        with pytest.raises(LostError):
+            {"recv": s.read, "sendall": lambda: s.write(b"c")}.get(call, lambda: s.err)()
+    assert host.footprint.acts[-1]["outcome"] == "lost"
 
 
 def test_silence_is_a_stall_never_an_end(sshd):

@@ -172,6 +172,7 @@ def test_the_newest_snapshot_is_taken_and_the_others_are_held(
 ):
     aws_server.behave(config_recorder=1)
     aws_server.write(volumes[0], {9: b"later"})
+    aws_server.advance(1)  # moto answers whole seconds
     newest = ec2.create_snapshot(VolumeId=volumes[0])["SnapshotId"]
     ends_with(*BOTH)
     done = rescue("--no-copy")
