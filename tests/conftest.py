@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import os
 import shutil
 from typing import NoReturn
 
+import botocore.session
 import pytest
 
 _SBIN = "/usr/sbin:/sbin"
@@ -25,6 +28,12 @@ def missing(what: str) -> NoReturn:
     if os.environ.get("CI") == "true":
         pytest.fail(f"{what} (make deps)")
     pytest.skip(what)
+
+
+# The stand-in and its tests make millions of small objects that live as long as a test.
+gc.set_threshold(100_000, 50, 100)
+# Every command line that a test runs in this process would read the service models again.
+botocore.session.create_loader = functools.cache(botocore.session.create_loader)
 
 
 def pytest_make_parametrize_id(val, argname):

@@ -59,6 +59,7 @@ class Credentials:
         )  # fmt: skip
 
 
+@functools.lru_cache(maxsize=64)
 def _session(**credentials: str) -> boto3.Session:
     """A session that reads the service models once for all (half a second each otherwise)."""
     core = botocore.session.get_session()

@@ -241,7 +241,7 @@ def install() -> None:
 
     for extension in (
         events, listing, volumes, snapshots, instances, recycle, images, ended, trail, endpoints,
-        backup, keystacks, stacks,
+        backup, keystacks, kms, stacks,
     ):  # fmt: skip
         extension.install()
     for name in ("urls", "url_paths"):

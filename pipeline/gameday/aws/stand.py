@@ -18,6 +18,7 @@ import select
 import subprocess
 import sys
 import tempfile
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -65,6 +66,7 @@ class Stand(ABC):
     def __init__(self) -> None:
         self._credentials: dict[tuple[str, str, str], Credentials] = {}
         self._clients: dict[tuple[str, ...], Any] = {}
+        self._making = threading.Lock()  # sessions are shared, and make one client at a time
 
     def credentials(
         self, account: str = AUDIT, role: str = RESPONDER_ROLE, session_name: str = "gameday"
@@ -93,15 +95,17 @@ class Stand(ABC):
             config: merged over ours.
         """
         key = (service, account, role, str(retries), str(id(config) if config else ""))
-        if key not in self._clients:
-            ours = Config(
-                retries={"total_max_attempts": retries, "mode": "standard"}, connect_timeout=10,
-                read_timeout=30, ignore_configured_endpoint_urls=True,
-            )  # fmt: skip
-            self._clients[key] = self.session(account, role).client(
-                service, endpoint_url=self.endpoint, config=ours.merge(config) if config else ours
-            )
-        return self._clients[key]
+        with self._making:
+            if key not in self._clients:
+                ours = Config(
+                    retries={"total_max_attempts": retries, "mode": "standard"},
+                    connect_timeout=10, read_timeout=30, ignore_configured_endpoint_urls=True,
+                )  # fmt: skip
+                self._clients[key] = self.session(account, role).client(
+                    service, endpoint_url=self.endpoint,
+                    config=ours.merge(config) if config else ours,
+                )  # fmt: skip
+            return self._clients[key]
 
     def reset(self) -> None:
         """Empty accounts, no faults, no functions; sessions end."""
