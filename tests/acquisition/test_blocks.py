@@ -132,6 +132,7 @@ def test_a_snapshot_becomes_an_item_of_equal_bytes(world, server, service):
     assert kit.verify(world.root).findings == []
 
 
+@pytest.mark.chaos
 @settings(max_examples=20)
 @given(
     indices=st.sets(st.integers(0, 2047) | st.integers(0, 9), max_size=12),
@@ -503,6 +504,7 @@ def test_a_delta_has_the_root_of_the_whole(world, later, service, tmp_path):
     assert delta.manifest.image_root == whole.manifest.image_root
 
 
+@pytest.mark.chaos
 @settings(max_examples=15)
 @given(
     before=st.dictionaries(st.integers(0, 15), st.integers(0, 3), max_size=8),

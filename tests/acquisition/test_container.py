@@ -129,6 +129,7 @@ def test_compressed_clusters_come_out_as_they_were(tmp_path, disk):
     assert content(open_source(str(tmp_path / "c.qcow2"), "disk")) == (disk.read_bytes(), [])
 
 
+@pytest.mark.chaos
 def test_holes_of_a_sparse_container_are_not_read(tmp_path):
     need_tool("qemu-img")
     for form, options in (("qcow2", ""), ("vhdx", ""), ("vmdk", ""), ("vpc", "force_size=on")):
@@ -317,6 +318,7 @@ def test_a_damaged_ex01_is_a_gap(tmp_path, disk):
     assert any("incomplete" in remark for remark in source.conclude(None))
 
 
+@pytest.mark.chaos
 def test_corrupt_ex01_is_gaps_or_one_error(tmp_path, disk):
     (path,) = write_ex01(tmp_path, disk.read_bytes(), 1)
     whole = path.read_bytes()

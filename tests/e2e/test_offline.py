@@ -106,6 +106,7 @@ def test_must_show(shell, disk, tmp_path):
     assert rebuilt.stdout == disk.read_bytes()
 
 
+@pytest.mark.chaos
 def test_kill_9_during_ingest_then_again(shell, interrupted):
     """Same digests, nothing stored twice, one intent shown as interrupted, resumed; verify 0."""
     stop, image, data = interrupted

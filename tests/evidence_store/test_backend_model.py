@@ -143,6 +143,7 @@ def machine(make_s3):
     return Machine
 
 
+@pytest.mark.chaos
 def test_any_operations_give_what_the_model_gives(s3):
     run_state_machine_as_test(
         lambda: machine(s3)(), settings=settings(max_examples=20, stateful_step_count=25)

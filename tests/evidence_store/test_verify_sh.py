@@ -614,6 +614,7 @@ def agree(filled, run, tmp_path, count):
     assert broken > count // 2
 
 
+@pytest.mark.chaos
 def test_both_verifiers_agree_on_random_damage(filled, run, tmp_path):
     agree(filled, run, tmp_path, 25)
 

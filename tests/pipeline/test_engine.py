@@ -82,6 +82,7 @@ def test_killed_after_an_effect_and_before_its_outcome(driver, log, step):
     assert {j.split("/")[4] for j in again} <= {step, "copy", "read"}  # those at work beside it
 
 
+@pytest.mark.chaos
 def test_killed_in_the_freeze_only_the_freeze_is_begun_again(driver, log):
     assert ended(driver("--start", 1, "--die", "freeze"))[0] == -signal.SIGKILL
     code, _, err = ended(driver())

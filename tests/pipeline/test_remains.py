@@ -203,6 +203,7 @@ def backed_up(aws_server, zone):
     """Recovery points of all volumes, or of the instance."""
 
     def make(*resources):
+        aws_server.advance(1)  # moto answers whole seconds
         client = aws_server.client("backup", MEMBER)
         return [
             client.start_backup_job(
@@ -283,6 +284,7 @@ def test_gone_and_not_allowed_to_look_are_told_apart(rescue, ec2, ends_with, zon
     assert any("not allowed to look at snapshots in the Recycle" in g for g in done.json["gaps"])
 
 
+@pytest.mark.chaos
 def test_a_snapshot_in_the_recycle_bin(rescue, cloud, ec2, ends_with, images, zone, aws_server):
     aws_server.behave(recycle_snapshots_days=7, config_recorder=1)
     ec2.delete_snapshot(SnapshotId=zone.estate.snapshot)
@@ -327,6 +329,7 @@ def test_an_image_and_its_snapshots_in_the_recycle_bin(
     assert len(kept) == 3
 
 
+@pytest.mark.chaos
 def test_a_restored_snapshot_is_seen_late(rescue, cloud, ec2, ends_with, images, zone, aws_server):
     aws_server.behave(recycle_snapshots_days=7, config_recorder=1)
     ec2.delete_snapshot(SnapshotId=zone.estate.snapshot)
@@ -413,6 +416,7 @@ def test_a_run_that_was_cut_off_after_the_restore_is_finished(
     assert stored(cloud) == {landing_zone.sha256(images[0])}
 
 
+@pytest.mark.chaos
 def test_a_forged_nonce_on_a_foreign_snapshot_is_not_taken(
     rescue, cloud, ec2, ends_with, images, volumes, zone, aws_server
 ):

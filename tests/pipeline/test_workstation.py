@@ -79,6 +79,7 @@ def test_launch_is_done_once_and_a_workstation_that_was_opened_is_told(bench, la
     assert "terminate" in again.err
 
 
+@pytest.mark.chaos
 def test_the_target_is_that_of_the_case(bench, target, zone):
     assert bench("acquire", "volume", target, "--case", "T-1", "--no-copy").code == 0
     plan = bench("--json", "workstation", "launch", "--case", "T-1", "--dry-run")

@@ -125,6 +125,7 @@ def test_the_store_layout_is_kept(bag):
 # -- flips -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.chaos
 def test_a_flipped_bit_anywhere(whole, tmp_path):
     chance = random.Random(SEED)
     files = sorted(p.relative_to(whole) for p in whole.rglob("*") if p.is_file())
