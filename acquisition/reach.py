@@ -272,6 +272,7 @@ class Tunnel:
         self._socket = opened
         self._rest = b""
         self._lock = threading.Lock()
+        self._closed = False  # paramiko asks its socket for it when it ends its thread
 
     def send(self, data: bytes, /) -> int:
         """See `Stream`."""
@@ -304,5 +305,6 @@ class Tunnel:
         """See `Stream`."""
         import websocket
 
+        self._closed = True
         with contextlib.suppress(websocket.WebSocketException, OSError):
             self._socket.close(timeout=1)

@@ -166,8 +166,13 @@ def test_tunnel_gives_what_was_asked_for_and_ends():
         def recv_data(self):
             return messages.pop(0)
 
+        def close(self, timeout):
+            raise OSError("gone")
+
     tunnel = Tunnel(Socket())
     assert (tunnel.recv(4), tunnel.recv(9), tunnel.recv(9)) == (b"abcd", b"ef", b"")
+    open_, _ = tunnel._closed, tunnel.close()
+    assert (open_, tunnel._closed) == (False, True)  # paramiko reads it of its socket
 
 
 # -- an HTTP proxy

@@ -26,6 +26,7 @@ def function(aws_in_process, monkeypatch):
     credentials = aws_in_process.credentials(MEMBER, "IsolationGroupsRole")
     for name, value in (credentials.environment() | p["Environment"]["Variables"]).items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr("boto3.DEFAULT_SESSION", None)  # a function has a process of its own
     module: dict = {"__name__": "index"}
     exec(compile(p["Code"]["ZipFile"], "index.py", "exec"), module)
     return module["handler"]

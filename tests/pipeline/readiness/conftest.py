@@ -26,7 +26,7 @@ TEMPLATE = (
 )
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """stand, seeded, organisation, settings file, session, estate; the environment is set."""
     folder = tmp_path_factory.mktemp("organisation")
