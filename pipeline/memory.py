@@ -156,8 +156,8 @@ def _capture(
         out.remarks += out.verdict.remarks
         if remote.trust == "first-use":
             out.remarks.append(
-                f"the host key {fingerprint(remote.host_key)} was taken at first use: compare it "
-                "with /etc/ssh/ssh_host_* of the disk"
+                f"the host key {fingerprint(remote.host_key)} was taken at first use: respond "
+                "compares it with the frozen disk (step hostkeys)"
             )
         if looked.facts.get("kptr_restrict") == "2":
             out.remarks.append("kallsyms hides addresses (kptr_restrict=2); the image has them")

@@ -2,7 +2,7 @@
 """The response workflow: its steps as data, and what each one does. Knows nothing of the engine.
 
     observe → remains → protect → freeze → isolate
-            → memory → live → read and copy → records → verify   each target
+            → memory → live → read and copy → hostkeys → records → verify   each target
     analyse → report → notify                                    the case
 
 A step reads what came before from the ledger and from AWS, never from another step's answer: any
@@ -381,9 +381,11 @@ STEPS: tuple[Step, ...] = (
     Step("live", "volatile facts over the same port", "pipeline.live:live",
          after=("memory",), needs=("isolate",), queue="memory"),
     Step("read", "every written block into the store", read, after=("live",), units=_snapshots),
+    Step("hostkeys", "who answered over SSH, against the disk", "pipeline.hostkeys:hostkeys",
+         after=("read",)),
     Step("copy", "under the Audit account's key, locked", copy, after=("live",), units=_snapshots),
     Step("records", "what AWS logged, with its digests", "pipeline.records:records",
-         after=("read", "copy")),
+         after=("hostkeys", "copy")),
     Step("verify", "the Audit copy against the item", verify, after=("records",),
          units=_snapshots),
     Step("analyse", "every job that reads an item", analyse, queue="cpu", scope="case",

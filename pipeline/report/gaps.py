@@ -12,6 +12,7 @@ import duckdb
 from analysis.jobs import JOBS
 from evidence_store.case import Analysis
 from evidence_store.model import CustodyEvent
+from pipeline.hostkeys import KINDS, STEP
 from pipeline.report.facts import Covered, Item
 from pipeline.report.text import number, plural, size
 
@@ -115,6 +116,7 @@ class Unseen:
 def unseen(connection: duckdb.DuckDBPyConnection, covered: Covered) -> Unseen:
     """Return what is known to be missing."""
     custody = [gap for item in covered.items.values() for gap in _of_item(item)]
+    custody += _not_authenticated(covered)
     analysis = list(_unanalysed(covered))
     totals = connection.execute(
         "SELECT what, sum(count)::HUGEINT FROM coverage WHERE level IS DISTINCT FROM 'limit' "
@@ -185,6 +187,27 @@ def _of_item(item: Item) -> Iterator[Gap]:
     if record.acquired and record.kind != "result" and not (record.received or item.verifications):
         yield Gap(name, "never read back", "No entry records that the stored copy was read back "
                   "and compared.")  # fmt: skip
+
+
+def _not_authenticated(covered: Covered) -> Iterator[Gap]:
+    """What was taken over SSH from a host of which nothing says who it is."""
+    outcomes: dict[str, str] = {}
+    for event in covered.events:
+        data = event.data or {}
+        listed = data.get("items")
+        if event.action == "step.done" and data.get("step") == STEP and isinstance(listed, list):
+            outcomes |= {str(name): str(data.get("outcome")) for name in listed}
+    for name, item in covered.items.items():
+        source = item.manifest.source if item.manifest else {}
+        if item.record.kind not in KINDS or "host_key" not in source or item.record.disposed:
+            continue
+        outcome = outcomes.get(name, "not compared")
+        if outcome == "differs":
+            yield Gap(name, "source not authenticated", "The host that it was taken from showed a "
+                      "key that the frozen disk does not hold.")  # fmt: skip
+        elif outcome != "same" and source.get("host_key_trust") != "pinned":
+            yield Gap(name, "source not authenticated", "The key of the host that it was taken "
+                      "from was trusted at first use, and no frozen disk confirms it.")  # fmt: skip
 
 
 def _became(state: str) -> str:

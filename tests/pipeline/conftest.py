@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.cli.base import run
+from tests.acquisition.kcore_host import KcoreHost
 from tests.evidence_store.kit import pattern
+from tests.sshd import USER
 
 HERE = Path(__file__).parent
 GIB = 1 << 30
@@ -172,6 +174,60 @@ def process(cloud):
         if made.poll() is None:
             made.kill()
         made.communicate()
+
+
+# -- a machine behind the instance: sshd is real
+
+FROM = "10.9.0.7"
+NET = "10.9.0.0/24"
+
+
+@pytest.fixture
+def host(tmp_path):
+    made = KcoreHost(tmp_path / "host").start()
+    made.load()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def permit(target, aws_server, zone):
+    """Let the forensics network in, by the only rule of the instance's group."""
+    from pipeline.gameday.aws.accounts import MEMBER
+
+    ec2 = aws_server.client("ec2", MEMBER)
+    seen = ec2.describe_instances(InstanceIds=[target.rpartition("/")[2]])
+    first = seen["Reservations"][0]["Instances"][0]["NetworkInterfaces"][0]
+    groups = [g["GroupId"] for g in first["Groups"]]
+    group = groups[0]
+    rules = ec2.describe_security_group_rules(Filters=[{"Name": "group-id", "Values": groups}])
+    for rule in rules["SecurityGroupRules"]:
+        if not rule["IsEgress"] and rule["FromPort"] == 22:
+            ec2.revoke_security_group_ingress(
+                GroupId=rule["GroupId"], SecurityGroupRuleIds=[rule["SecurityGroupRuleId"]]
+            )
+
+    def do():
+        ec2.authorize_security_group_ingress(
+            GroupId=group, IpProtocol="tcp", FromPort=22, ToPort=22, CidrIp=NET
+        )
+
+    return do
+
+
+@pytest.fixture
+def ssh(cloud, settings, host, target):
+    """Settings with which the instance answers at the test's sshd."""
+
+    def write(more="instance_connect = false"):
+        settings(
+            f'[ssh]\nuser = "{USER}"\nkey = "{host.home / "user"}"\n{more}\n'
+            f'source = "{FROM}"\npatience_s = 1\n'
+            f'[ssh.at]\n{target.rpartition("/")[2]} = "127.0.0.1:{host.port}"\n'
+        )
+
+    write()
+    return write
 
 
 # -- a workstation in the Audit account

@@ -10,63 +10,17 @@ import pytest
 
 from acquisition.live import COLLECTORS
 from pipeline.gameday.aws.accounts import MEMBER
-from tests.acquisition.kcore_host import KcoreHost, lime
+from tests.acquisition.kcore_host import lime
 from tests.acquisition.kcore_host import memory as content_of
-from tests.sshd import USER, Sshd
+from tests.pipeline.conftest import FROM, NET
+from tests.sshd import Sshd
 
 FEW = tuple(c for c in COLLECTORS if c.name in ("clock", "sockets.proc", "mounts"))
-FROM = "10.9.0.7"
-NET = "10.9.0.0/24"
-
-
-@pytest.fixture
-def host(tmp_path):
-    made = KcoreHost(tmp_path / "host").start()
-    made.load()
-    yield made
-    made.stop()
 
 
 @pytest.fixture
 def ec2(aws_server, zone):
     return aws_server.client("ec2", MEMBER)
-
-
-@pytest.fixture
-def permit(target, ec2):
-    """Let the forensics network in, by the only rule of the instance's group."""
-    seen = ec2.describe_instances(InstanceIds=[target.rpartition("/")[2]])
-    first = seen["Reservations"][0]["Instances"][0]["NetworkInterfaces"][0]
-    groups = [g["GroupId"] for g in first["Groups"]]
-    group = groups[0]
-    rules = ec2.describe_security_group_rules(Filters=[{"Name": "group-id", "Values": groups}])
-    for rule in rules["SecurityGroupRules"]:
-        if not rule["IsEgress"] and rule["FromPort"] == 22:
-            ec2.revoke_security_group_ingress(
-                GroupId=rule["GroupId"], SecurityGroupRuleIds=[rule["SecurityGroupRuleId"]]
-            )
-
-    def do():
-        ec2.authorize_security_group_ingress(
-            GroupId=group, IpProtocol="tcp", FromPort=22, ToPort=22, CidrIp=NET
-        )
-
-    return do
-
-
-@pytest.fixture
-def ssh(cloud, settings, host, target):
-    """Settings with which the instance answers at the test's sshd."""
-
-    def write(more="instance_connect = false"):
-        settings(
-            f'[ssh]\nuser = "{USER}"\nkey = "{host.home / "user"}"\n{more}\n'
-            f'source = "{FROM}"\npatience_s = 1\n'
-            f'[ssh.at]\n{target.rpartition("/")[2]} = "127.0.0.1:{host.port}"\n'
-        )
-
-    write()
-    return write
 
 
 def entries(cloud, action):

@@ -52,14 +52,18 @@ class Credentials:
         }
 
     def session(self) -> boto3.Session:
-        """As a boto3 session."""
-        return _session(
-            aws_access_key_id=self.access_key, aws_secret_access_key=self.secret_key,
-            aws_session_token=self.token, region_name=self.region,
-        )  # fmt: skip
+        """As a boto3 session: one for the same credentials."""
+        return _session_of(self)
 
 
 @functools.lru_cache(maxsize=64)
+def _session_of(held: Credentials) -> boto3.Session:
+    return _session(
+        aws_access_key_id=held.access_key, aws_secret_access_key=held.secret_key,
+        aws_session_token=held.token, region_name=held.region,
+    )  # fmt: skip
+
+
 def _session(**credentials: str) -> boto3.Session:
     """A session that reads the service models once for all (half a second each otherwise)."""
     core = botocore.session.get_session()
