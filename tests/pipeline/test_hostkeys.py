@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -131,6 +132,25 @@ def test_a_disk_that_holds_none_confirms_nothing(taken, compared, tmp_path):
     taken()
     found, told = compared(tmp_path)
     assert (found.outcome, told) == ("not compared", True)
+
+
+@pytest.mark.chaos  # a whole response
+def test_respond_compares(taken, cloud, target, other, host):
+    """The step, as a response has it: live facts are there, of a machine that is not the disk's."""
+    (host.home / "host").write_bytes((other.home / "host").read_bytes())
+    host.stop()
+    host.start()
+    item = taken()
+    done = cloud("--json", "respond", "T-1", target)
+    assert done.code == 3, done.err
+    [line] = [s for s in done.json["steps"] if s["step"] == "hostkeys"]
+    assert line["state"] == "gap"
+    assert f"source not authenticated: {item} " in json.dumps(line)
+    page = Path("T-1-report/index.html").read_text()
+    assert "showed a key that the frozen disk does not hold" in page
+    again = cloud("--json", "resume", "T-1")
+    assert [s["state"] for s in again.json["steps"] if s["step"] == "hostkeys"] == ["gap"]
+    assert cloud("verify", "T-1", "--deep").code == 0
 
 
 def test_a_pinned_key_needs_no_disk(taken, compared, host, tmp_path):
