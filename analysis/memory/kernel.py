@@ -133,6 +133,11 @@ def load(ram: Ram, isf: Path, facts: Mapping[str, Any]) -> Any:
     return context
 
 
+def warm(context: Any) -> None:
+    """Sort the symbols by address: once, for all forks that look one up by where it lies."""
+    list(context.symbol_space["kernel_symbols"].get_symbols_by_location(0))
+
+
 def _as_newest(_producer: str, validator: Any, _tables: Any = None) -> bool:
     return bool(validator((0, 9, 0), None))
 

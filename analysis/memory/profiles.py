@@ -51,6 +51,10 @@ QUICK = (
 )
 
 FULL = (
+    # The longest first, or they run alone at the end.
+    Plugin("linux.kallsyms.Kallsyms", 900),
+    Plugin("linux.library_list.LibraryList", 600),
+    Plugin("linux.pscallstack.PsCallStack", 900),
     *QUICK,
     Plugin("linux.pstree.PsTree"),
     Plugin("linux.sockscan.Sockscan", 900),
@@ -58,7 +62,6 @@ FULL = (
     Plugin("linux.malware.hidden_modules.Hidden_modules", 900),
     Plugin("linux.elfs.Elfs"),
     Plugin("linux.proc.Maps"),
-    Plugin("linux.library_list.LibraryList", 600),
     Plugin("linux.pagecache.Files", 900),
     Plugin("linux.iomem.IOMem"),
     Plugin("linux.ptrace.Ptrace"),
@@ -67,8 +70,6 @@ FULL = (
     Plugin("linux.tracing.tracepoints.CheckTracepoints"),
     Plugin("linux.graphics.fbdev.Fbdev"),
     Plugin("linux.vmcoreinfo.VMCoreInfo", 900),
-    Plugin("linux.pscallstack.PsCallStack", 900),
-    Plugin("linux.kallsyms.Kallsyms", 900),
 )
 
 NEED_ARGUMENTS = (

@@ -134,13 +134,14 @@ def run_all(
     gc.freeze()  # or each fork copies all objects when it collects
     waiting = list(wanted)
     running: dict[int, tuple[Plugin, Path, float]] = {}
+    ended: list[Result] = []
     at_once = max(1, min(at_once, len(os.sched_getaffinity(0))))
-    while waiting or running:
+    while waiting or running or ended:
         while waiting and len(running) < at_once:
             plugin = waiting.pop(0)
             path = folder / f"{plugin.name}.jsonl"
             if plugin.name not in known:
-                done(Result(plugin.name, path, [], "this volatility3 does not have it"))
+                ended.append(Result(plugin.name, path, [], "this volatility3 does not have it"))
                 continue
             with warnings.catch_warnings():
                 # Of threads beside this one, which only libraries have, the fork uses nothing.
@@ -151,17 +152,22 @@ def run_all(
             running[pid] = plugin, path, time.monotonic()
         for pid, (plugin, path, started) in list(running.items()):
             seconds = time.monotonic() - started
-            ended, status = os.waitpid(pid, os.WNOHANG)
+            gone, status = os.waitpid(pid, os.WNOHANG)
             problem = ""
-            if not ended:
+            if not gone:
                 if seconds < plugin.seconds:
                     continue
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
                 problem = f"it was ended after {plugin.seconds} s"
             del running[pid]
-            done(_result(plugin, path, status, problem, seconds))
-        time.sleep(_POLL_S)
+            ended.append(_result(plugin, path, status, problem, seconds))
+        if waiting and len(running) < at_once:
+            continue  # the next ones run while results are taken
+        if ended:
+            done(ended.pop(0))
+        else:
+            time.sleep(_POLL_S)
 
 
 def _result(plugin: Plugin, path: Path, status: int, problem: str, seconds: float) -> Result:

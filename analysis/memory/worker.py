@@ -24,7 +24,7 @@ from analysis import crossview, live
 from analysis.crossview import Claim
 from analysis.errors import AnalysisError
 from analysis.memory import rules
-from analysis.memory.kernel import MODULE, load, plugins
+from analysis.memory.kernel import MODULE, load, plugins, warm
 from analysis.memory.profiles import GATE, NEED_ARGUMENTS, PROFILES, Plugin
 from analysis.memory.run import UNUSABLE, VERSION, Result, SharedChannel, run_all
 from analysis.output import ParquetSink
@@ -158,6 +158,7 @@ def _profile(context: Any, known: dict[str, Any], made: Made, request: dict[str,
         made.take(result)
         sink.progress(len(made.taken), total)
 
+    warm(context)
     wanted = [*PROFILES[profile], *_rules(made.ram, known, sink, request["given"])]
     run_all(context, known, wanted, Path("rows"), done)
     made.finish()
