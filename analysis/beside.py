@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any
 
 from evidence_store.child import Objects
@@ -20,6 +21,7 @@ _WANTED: Mapping[str, tuple[str, ...]] = {
            "collectors.jsonl"),
     SIDE_CARS: ("btf.vmlinux", "kallsyms"),
 }  # fmt: skip
+MAX_ANSWERS = 500  # a request has 128 KiB
 _EPOCH = datetime.fromisoformat("1970-01-01T00:00:00+00:00")
 
 
@@ -70,12 +72,20 @@ def find(case: Case, manifest: Manifest, kind: str) -> Beside | None:
     if not found:
         return None
     nearest = min(found, key=lambda f: f[0])[1] if kind == LIVE else found[-1][1]
-    objects = {
-        str(member["name"]): str(member["object"])
-        for member in case.members(nearest.item)
-        if member["object"] and member["name"] in _WANTED[kind]
-    }
+    objects = {n: o for n, o in answers(case, nearest.item).items() if n in _WANTED[kind]}
     return Beside(kind, nearest.item, nearest.image_root, objects)
+
+
+def answers(case: Case, item: str) -> dict[str, str]:
+    """Return the answers of a live response, or side-cars: name -> object that holds it.
+
+    Files that were taken beside them are left out: their names have a "/".
+
+    Raises: IntegrityError, StoreError.
+    """
+    names = ((str(m["name"]), str(m["object"])) for m in case.members(item) if m["object"])
+    small = ((name, held) for name, held in names if "/" not in name and len(name) <= 64)
+    return dict(islice(small, MAX_ANSWERS))
 
 
 def taken_ns(manifest: Manifest) -> tuple[int, int]:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import JsonValue
 
-from analysis.beside import LIVE, SIDE_CARS, Watched, find, taken_ns
+from analysis.beside import LIVE, SIDE_CARS, Watched, answers, find, taken_ns
 from analysis.errors import AnalysisError
 from evidence_store.child import Child, Limits, Outcome
 from evidence_store.ingest import Ingested
@@ -50,6 +50,7 @@ class Job:
         name: what `--jobs` calls it.
         module: whose `main(channel)` runs in the child.
         kinds: kinds of items it reads.
+        layout: image, or set (of answers, which the request names).
         tables: tables it makes, beside `coverage`.
         needs: a job on the same item whose result this one reads; it is done first. What it did
             not see stands in its own coverage: without a result this one still runs.
@@ -62,16 +63,26 @@ class Job:
     module: str
     kinds: tuple[str, ...]
     tables: tuple[str, ...]
+    layout: Literal["image", "set"] = "image"
     needs: str = ""
     beside: str = ""
     program: str = "evidence_store.child"
     limits: Limits = field(default_factory=Limits)
+
+    def reads(self, manifest: Manifest) -> bool:
+        """Whether it is for such an item."""
+        return manifest.kind in self.kinds and manifest.layout == self.layout
 
 
 JOBS: Mapping[str, Job] = {
     job.name: job
     for job in (
         Job("files", "analysis.files", ("disk",), ("files",)),
+        Job("live", "analysis.live.job", ("live",),
+            ("live_outcomes", "live_host", "live_processes", "live_sockets", "live_modules",
+             "live_mounts", "live_sessions", "live_open_files", "live_mappings",
+             "live_environment", "live_schedule", "live_services", "live_containers", "timeline"),
+            layout="set", limits=Limits(address_space=3 << 30)),
         Job("symbols", "analysis.symbols.job", ("memory",), ("kernels", "symbols"),
             beside=SIDE_CARS,
             limits=Limits(address_space=3 << 30)),
@@ -192,9 +203,9 @@ def run_job(
     item is not what was acquired; StoreError.
     """
     manifest = case.manifest(item_id)
-    if manifest.kind not in job.kinds or manifest.layout != "image":
+    if not job.reads(manifest):
         raise AnalysisError(
-            f"job {job.name} reads {' or '.join(job.kinds)} images; {item_id} is "
+            f"job {job.name} reads {' or '.join(job.kinds)} {job.layout}s; {item_id} is "
             f"{manifest.kind} ({manifest.layout})",
             hint=f"impound item list {case.case_id} shows the kinds",
         )
@@ -233,6 +244,8 @@ def run_job(
                 "beside": other.request() if other else None,
                 "taken": taken_ns(manifest),
                 "boot_id": str(manifest.source.get("boot_id", ""))[:64],
+                "objects": answers(case, item_id) if job.layout == "set" else {},
+                "root": str(manifest.source.get("root", ""))[:10],
             },
             items={
                 item_id: (manifest.size, manifest.segment_size, case.objects(item_id)),

@@ -13,11 +13,9 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analysis import crossview, live
@@ -30,14 +28,12 @@ from analysis.memory.run import UNUSABLE, VERSION, Result, SharedChannel, run_al
 from analysis.output import ParquetSink
 from analysis.ram import Ram, open_ram
 from analysis.rules import compile_rules
-from analysis.schema import TABLES
 from evidence_store.child import Channel
 from evidence_store.item import SegmentFile
 
 _ISF = "symbols/00000000.json.gz"
 _KERNELS = "kernels/00000000.parquet"
 _SOCKSTAT = "linux.sockstat.Sockstat"
-_BATCH = 20_000
 _MAX_ISF = 512 << 20
 _MAX_ANSWER = 64 << 20
 _ADDRESSES = ("OFFSET (V)", "OFFSET (P)", "OFFSET", "Offset", "Sock Offset", "Start", "Address",
@@ -361,22 +357,7 @@ class Made:
         """Write rows; what names evidence and tool is added where a row has it not."""
         common = {"item": self.request["item"], "item_digest": self.request["item_digest"],
                   "tool": "volatility3", "tool_version": VERSION}  # fmt: skip
-        rows = iter(rows)
-        while batch := [_fit(table, {**common, **row}) for row in islice(rows, _BATCH)]:
-            self.sink.rows(table, pa.Table.from_pylist(batch, schema=TABLES[table]))
-
-
-def _fit(table: str, row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row that the schema takes: what is no number there is null, an absent text ""."""
-    for column in TABLES[table]:
-        value = row.get(column.name)
-        if pa.types.is_integer(column.type):
-            whole = isinstance(value, int) and -(1 << 63) <= value < 1 << 63
-            row[column.name] = value if whole else None if column.nullable else 0
-        elif value is not None or not column.nullable:
-            text = "" if value is None else str(value)
-            row[column.name] = text.encode("utf-8", "backslashreplace").decode()
-    return row
+        self.sink.write(table, rows, common)
 
 
 def _because(result: Result) -> str:

@@ -15,7 +15,7 @@ from analysis.beside import LIVE, find
 from analysis.jobs import EXTRACT, JOBS, extract_request, run_job
 from analysis.query import query
 from tests.analysis.kernel_image import Memory, elf_core, lime
-from tests.analysis.live_answers import BOOT, answers
+from tests.analysis.live_answers import BOOT, Asked, answers
 from tests.evidence_store import kit
 
 SAMPLES = os.environ.get("IMPOUND_SAMPLES")
@@ -41,19 +41,6 @@ class Captured:
 
     def __getattr__(self, name):
         return getattr(self._image, name)
-
-
-class Asked(kit.FakeSet):
-    """The answers of a live response of a host."""
-
-    def __init__(self, files, target="arn:a", kind="live response", serial="L1"):
-        files = {name.encode(): body for name, body in files.items()}
-        super().__init__(files, text="live facts", serial=serial)
-        self._facts = {"type": kind, "target": target}
-
-    @property
-    def facts(self):
-        return self._facts
 
 
 def said(world):
