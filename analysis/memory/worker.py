@@ -22,7 +22,7 @@ from analysis import crossview, live
 from analysis.crossview import Claim
 from analysis.errors import AnalysisError
 from analysis.memory import rules
-from analysis.memory.kernel import MODULE, load, plugins
+from analysis.memory.kernel import MODULE, clock, load, plugins
 from analysis.memory.profiles import GATE, NEED_ARGUMENTS, PROFILES, Plugin
 from analysis.memory.run import UNUSABLE, VERSION, Result, SharedChannel, run_all
 from analysis.output import ParquetSink
@@ -52,7 +52,7 @@ def main(channel: Channel) -> None:
     with channel.image(request["item"]) as image:
         if kernel := trusted(channel, sink, image):
             context, known, made = kernel
-            made.live = said
+            made.live, made.clock = said, clock(context)
             _profile(context, known, made, request)
     sink.close()
 
@@ -83,8 +83,8 @@ def _live(channel: Channel, sink: ParquetSink) -> live.Answers | None:
     """Return what the live response beside the image says; None if there is none of that boot."""
     beside = channel.request["beside"]
     if not beside:
-        gap(sink, "live", "the case has no live response of the same host beside this memory: its "
-             "lists are compared with each other only", level="limit")  # fmt: skip
+        gap(sink, "live", f"{channel.request['alone']}: the lists of this memory are compared with "
+             "each other only", level="limit")  # fmt: skip
         return None
 
     def answer(name: str) -> bytes | None:
@@ -100,6 +100,10 @@ def _live(channel: Channel, sink: ParquetSink) -> live.Answers | None:
         gap(sink, "live", f"the host was booted anew between this memory and {beside['item']}: "
              "they are not compared")  # fmt: skip
         return None
+    if not (booted and found.boot):
+        gap(sink, "live", f"{beside['item']} stands beside this memory because it was "
+             f"{'named' if beside['named'] else 'taken from the same target'}: that it is of the "
+             "same boot is not known", level="limit")  # fmt: skip
     for problem in found.problems:
         gap(sink, "live", f"{beside['item']}: {problem}")
     return found
@@ -197,6 +201,7 @@ class Made:
     request: dict[str, Any]
     image: tuple[int, int]
     live: live.Answers | None = None
+    clock: int | None = None
     ram: Ram = field(default_factory=lambda: Ram("raw", [], []))
     missing: list[str] = field(default_factory=list)
     held: list[Result] = field(default_factory=list)
@@ -260,9 +265,11 @@ class Made:
                       "tool_version": self.request["version"]}  # fmt: skip
             for name, view in self.live.views.items():
                 views[name] = [{**row, **source} for row in view]
-            if self.live.at is not None:
+            if self.live.at is not None and self.request["taken"]:
                 first, last = (at + self.live.ahead for at in self.request["taken"])
                 times = crossview.Times(self.live.at, (first, last))
+            elif self.live.at is not None and self.clock is not None:
+                times = crossview.Times(self.live.at, (self.clock, self.clock), began=False)
         self.write("process_views", (row for view in views.values() for row in view))
         self.write("processes", self._processes(views))
         self.write("modules", self._modules())
