@@ -492,7 +492,7 @@ LIVE_ENVIRONMENT = pa.schema(
     [
         *_EVIDENCE,
         _PID,
-        _field("name", pa.string(), "of the variable"),
+        _field("name", pa.string(), 'of the variable; "" of text that is none'),
         _field("value", pa.string(), "as the process may have changed it"),
         *_ASKED,
         *_TOOL,

@@ -153,7 +153,10 @@ _VARIABLE = re.compile(r"([^=\s\x00-\x1f]{1,4096})=(.*)", re.DOTALL)
 
 
 def environment(text: str) -> Lines:
-    """Yield `environment`. A line that begins no variable continues the one before it."""
+    """Yield `environment`. A line that begins no variable continues the one before it.
+
+    Where none is before it, its name is "": a process may write its title over its environment.
+    """
     waiting: tuple[int, Row] | None = None
     for at, pid, line in _by_pid(text):
         if match := _VARIABLE.fullmatch(line):
@@ -163,6 +166,10 @@ def environment(text: str) -> Lines:
             waiting = at, row
         elif waiting and waiting[1]["pid"] == pid:
             waiting[1]["value"] += f"\n{line}"
+        elif line and pid:
+            if waiting:
+                yield waiting
+            waiting = at, {"pid": pid, "name": "", "value": line, "collector": "environment"}
         elif line:
             yield at, None
     if waiting:

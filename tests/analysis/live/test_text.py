@@ -57,8 +57,9 @@ def test_digest_of_a_program_counts_for_each_process_of_its_inode():
 def test_value_of_several_lines_is_one_variable():
     rows, unread = read(text.environment("junk\n== 5\nA=1\nF=() {\n  :\n}\n\nB=\n== 6\nx\nC=a=b\n"))
     assert [(r["pid"], r["name"], r["value"]) for r in rows] == [
-        (5, "A", "1"), (5, "F", "() {\n  :\n}\n"), (5, "B", ""), (6, "C", "a=b")]  # fmt: skip
-    assert unread == [1, 10]
+        (5, "A", "1"), (5, "F", "() {\n  :\n}\n"), (5, "B", ""), (6, "", "x"),
+        (6, "C", "a=b")]  # fmt: skip
+    assert unread == [1]
 
 
 def test_mappings():
