@@ -75,6 +75,8 @@ def _cat(name: str, path: str, why: str, limit: int = ANSWER_BYTES) -> Collector
 
 
 _PROC = "for p in /proc/[0-9]*; do "
+# Else a time would need the host's time zone, of then; and who leaves out the year.
+_IN_UTC = "export TZ=UTC0 LC_ALL=C.UTF-8; "
 _HISTORIES = (
     "for h in $(cut -d: -f6 /etc/passwd | sort -u); do for f in .bash_history .zsh_history "
     ".ash_history .sh_history .python_history .mysql_history .psql_history .viminfo .lesshst; do "
@@ -129,7 +131,7 @@ COLLECTORS: tuple[Collector, ...] = (
               "done 2>/dev/null; true", "injected and deleted code", "reads /proc"),
     Collector("open_files", _PROC + "echo \"== ${p#/proc/}\"; ls -lan $p/fd; done 2>/dev/null; "
               "true", "files in use, deleted ones too", "reads /proc"),
-    Collector("logins", "who -a; w; last -wFn 500; lastb -wFn 500 2>/dev/null; "
+    Collector("logins", _IN_UTC + "who -a; w; last -wFn 500; lastb -wFn 500 2>/dev/null; "
               "loginctl list-sessions 2>/dev/null; true", "who is and was logged in",
               "reads utmp, wtmp, btmp"),
     Collector("modules", "cat /proc/modules; echo ==; ls /sys/module; echo ==; "
@@ -143,9 +145,10 @@ COLLECTORS: tuple[Collector, ...] = (
     Collector("tmpfs", "for m in /dev/shm /run /tmp /var/tmp; do find $m -xdev -ls; done "
               "2>/dev/null | head -n 200000; true", "files that a reboot takes",
               "reads folders of /dev/shm, /run, /tmp"),
-    Collector("timers", "systemctl list-timers --all --no-pager; for d in /etc/crontab /etc/cron.d "
-              "/var/spool/cron; do find $d -type f -exec sh -c 'echo \"== $1\"; head -c 65536 $1' "
-              "- {} \\;; done; at -l 2>/dev/null; true", "what will run", "reads cron's files"),
+    Collector("timers", _IN_UTC + "systemctl list-timers --all --no-pager; "
+              "for d in /etc/crontab /etc/cron.d /var/spool/cron; do find $d -type f -exec sh -c "
+              "'echo \"== $1\"; head -c 65536 \"$1\"; echo' - {} \\;; done; "
+              "at -l 2>/dev/null; true", "what will run", "reads cron's files"),
     Collector("services", "systemctl list-units --all --no-pager --no-legend; "
               "systemctl list-unit-files --no-pager --no-legend", "services", "asks systemd"),
     Collector("containers", "docker ps -a --no-trunc; podman ps -a --no-trunc; "

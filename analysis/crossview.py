@@ -46,10 +46,14 @@ class Claim:
 
 @dataclass(frozen=True)
 class Times:
-    """When the host was asked what runs, and when its memory was read; ns since 1970, its clock."""
+    """When the host was asked what runs, and when its memory was read; ns since 1970, its clock.
+
+    `began`: whether it is known when reading began; else `read` is one moment of it.
+    """
 
     asked: int
     read: tuple[int, int]
+    began: bool = True
 
     @property
     def live_first(self) -> bool:
@@ -150,6 +154,10 @@ def _not_live(row: Row, times: Times | None) -> Claim:
             explanation = "hidden"
             why = "It had started before the system was asked and was there when memory was read: "
             why += "what lists processes there was made to leave it out."
+            if not times.began:
+                explanation = "hidden or exit"
+                why += " When the reading of memory began is not known: it may also have ended "
+                why += "before the system was asked."
         elif started > times.read[0] - _MARGIN_NS:
             severity, explanation = "info", "exit"
             why = "It started while memory was being read, as the examiner's own commands do, and "

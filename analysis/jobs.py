@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import JsonValue
 
-from analysis.beside import LIVE, SIDE_CARS, Watched, find, taken_ns
+from analysis.beside import LIVE, SIDE_CARS, Watched, alone, answers, find, taken_ns
 from analysis.errors import AnalysisError
 from evidence_store.child import Child, Limits, Outcome
 from evidence_store.ingest import Ingested
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _PART = re.compile(r"([a-z_]{1,40})/[0-9]{8}\.(parquet|json\.gz|bin)")
+_BOOT = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _MAX_COVERAGE = 100_000
 EXTRACT_REQUEST = "wanted.json"
 COVERAGE_PART = "coverage/00000000.parquet"
@@ -50,6 +51,7 @@ class Job:
         name: what `--jobs` calls it.
         module: whose `main(channel)` runs in the child.
         kinds: kinds of items it reads.
+        layout: image, or set (of answers, which the request names).
         tables: tables it makes, beside `coverage`.
         needs: a job on the same item whose result this one reads; it is done first. What it did
             not see stands in its own coverage: without a result this one still runs.
@@ -62,16 +64,26 @@ class Job:
     module: str
     kinds: tuple[str, ...]
     tables: tuple[str, ...]
+    layout: Literal["image", "set"] = "image"
     needs: str = ""
     beside: str = ""
     program: str = "evidence_store.child"
     limits: Limits = field(default_factory=Limits)
+
+    def reads(self, manifest: Manifest) -> bool:
+        """Whether it is for such an item."""
+        return manifest.kind in self.kinds and manifest.layout == self.layout
 
 
 JOBS: Mapping[str, Job] = {
     job.name: job
     for job in (
         Job("files", "analysis.files", ("disk",), ("files",)),
+        Job("live", "analysis.live.job", ("live",),
+            ("live_outcomes", "live_host", "live_processes", "live_sockets", "live_modules",
+             "live_mounts", "live_sessions", "live_open_files", "live_mappings",
+             "live_environment", "live_schedule", "live_services", "live_containers", "timeline"),
+            layout="set", limits=Limits(address_space=3 << 30)),
         Job("symbols", "analysis.symbols.job", ("memory",), ("kernels", "symbols"),
             beside=SIDE_CARS,
             limits=Limits(address_space=3 << 30)),
@@ -169,6 +181,7 @@ def run_job(
     again: bool = False,
     options: Mapping[str, str] | None = None,
     given: Mapping[str, Mapping[str, bytes]] | None = None,
+    beside: str = "",
     progress: Callable[[int, int | None], None] = lambda _done, _total: None,
     check: Callable[[], None] = lambda: None,
     temporary: Path | None = None,
@@ -184,17 +197,18 @@ def run_job(
         options: how to do it; with others it is another job.
         given: job -> files for the child's folder, by name, such as rules; with others it is
             another job.
+        beside: item that stands beside this one, of a job that reads a live response; "" finds it.
         progress: called with (bytes done, bytes in all or None).
         check: called every second while the child runs; what it raises ends the child.
         temporary: where the child works; the system's temporary directory if None.
 
-    Raises: AnalysisError if the item is of another kind; ItemNotFoundError; IntegrityError if the
+    Raises: AnalysisError if an item is of another kind; ItemNotFoundError; IntegrityError if the
     item is not what was acquired; StoreError.
     """
     manifest = case.manifest(item_id)
-    if manifest.kind not in job.kinds or manifest.layout != "image":
+    if not job.reads(manifest):
         raise AnalysisError(
-            f"job {job.name} reads {' or '.join(job.kinds)} images; {item_id} is "
+            f"job {job.name} reads {' or '.join(job.kinds)} {job.layout}s; {item_id} is "
             f"{manifest.kind} ({manifest.layout})",
             hint=f"impound item list {case.case_id} shows the kinds",
         )
@@ -204,7 +218,16 @@ def run_job(
         needed = run_job(case, JOBS[job.needs], item_id, given=given, progress=progress,
                          check=check, temporary=temporary)  # fmt: skip
     tool = case.store.require_scribe().tool
-    other = find(case, manifest, job.beside) if job.beside else None
+    boot = str(manifest.source.get("boot_id", ""))[:64]
+    if not boot and needed:
+        boot = _told(case, needed, "kernels")
+
+    def boot_of(live: str) -> str:
+        return _told(case, run_job(case, JOBS["live"], live, check=check, temporary=temporary),
+                     "live_host")  # fmt: skip
+
+    other = find(case, manifest, job.beside, boot=boot, boot_of=boot_of,
+                 named=beside if job.beside == LIVE else "") if job.beside else None  # fmt: skip
     how = [*options.values(), *_digests(files), *([f"{other.type} {other.item}"] if other else [])]
     source = _Result(job, manifest, f"{tool.version} ({(tool.sha256 or '-')[:12]})", how)
     if not again and (done := _done_before(case, source)):
@@ -231,8 +254,11 @@ def run_job(
                 "options": dict(options),
                 "given": sorted(files),
                 "beside": other.request() if other else None,
+                "alone": alone(manifest, boot),
                 "taken": taken_ns(manifest),
-                "boot_id": str(manifest.source.get("boot_id", ""))[:64],
+                "boot_id": boot,
+                "objects": answers(case, item_id) if job.layout == "set" else {},
+                "root": str(manifest.source.get("root", ""))[:10],
             },
             items={
                 item_id: (manifest.size, manifest.segment_size, case.objects(item_id)),
@@ -259,6 +285,23 @@ def run_job(
                            needed=needed)  # fmt: skip
         _record(case, result, ingested)
     return result
+
+
+def _told(case: Case, result: JobResult, table: str) -> str:
+    """Return the boot id in the first row of a table that a job made, "" if it has none."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    fd = case.objects(result.result_item).open_object(f"{table}/00000000.parquet")
+    if fd is None:
+        return ""
+    with os.fdopen(fd, "rb") as f:
+        try:
+            rows = pq.read_table(f, columns=["boot_id"]).slice(0, 1).to_pylist()
+        except pa.ArrowException:  # a child wrote it, which may have been broken into
+            return ""
+    said = str(rows[0].get("boot_id")) if rows else ""
+    return said if _BOOT.fullmatch(said) else ""
 
 
 def _digests(files: Mapping[str, bytes]) -> list[str]:

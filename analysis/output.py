@@ -9,6 +9,8 @@ parent as messages; the parent writes the `coverage` table, because a dead child
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from analysis.schema import TABLES
 from evidence_store.child import Channel
 
 _PART_ROWS = 200_000
+_BATCH = 20_000
 _PROGRESS_S = 0.2
 # Characters; JSON may take 12 bytes for one, and a message has 128 KiB. One more than the parent
 # keeps, so that it sees, and marks, that there was more.
@@ -44,6 +47,14 @@ class ParquetSink:
         waiting.append(batch)
         if sum(part.num_rows for part in waiting) >= _PART_ROWS:
             self._write(table)
+
+    def write(
+        self, table: str, rows: Iterable[Mapping[str, Any]], common: Mapping[str, Any]
+    ) -> None:
+        """Take rows as they come; `common` stands for what a row has not. They are fitted."""
+        rows = iter(rows)
+        while batch := [_fit(table, {**common, **row}) for row in islice(rows, _BATCH)]:
+            self.rows(table, pa.Table.from_pylist(batch, schema=TABLES[table]))
 
     def coverage(self, **fields: Any) -> None:
         """Tell the parent what was not seen, and why."""
@@ -75,6 +86,21 @@ class ParquetSink:
         write_parquet(rows, temporary)
         temporary.rename(path)
         self._channel.send("part", table=table, name=name, rows=rows.num_rows)
+
+
+def _fit(table: str, row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row that the schema takes: what is no number there is null, an absent text ""."""
+    for column in TABLES[table]:
+        value = row.get(column.name)
+        if pa.types.is_boolean(column.type):
+            row[column.name] = None if value is None and column.nullable else bool(value)
+        elif pa.types.is_integer(column.type):
+            whole = isinstance(value, int) and -(1 << 63) <= value < 1 << 63
+            row[column.name] = value if whole else None if column.nullable else 0
+        elif value is not None or not column.nullable:
+            text = "" if value is None else str(value)
+            row[column.name] = text.encode("utf-8", "backslashreplace").decode()
+    return row
 
 
 def write_parquet(rows: pa.Table, path: Path) -> None:

@@ -72,7 +72,7 @@ COVERAGE_WHAT = (
     "symbols",  # no symbol table of this kernel could be had, or it failed its test
     "plugin",  # a plugin failed, hung, found nothing to read, or was left out
     "rules",  # rules that were ignored, or could not be applied to all of the item
-    "live",  # a live response that is not there, not whole, or of another boot
+    "live",  # a live response, or lines of it, not there, not whole, not read or of another boot
     "extract",  # a file that was asked for and is not, or not wholly, in memory
     "rows-cut",  # more rows than are kept
 )
@@ -157,6 +157,7 @@ KERNELS = pa.schema(
         _field("release", pa.string(), "as uname -r"),
         _field("machine", pa.string(), "x86-64"),
         _field("banner", pa.string(), "linux_banner, without its newline"),
+        _field("boot_id", pa.string(), "of this boot; null if nobody had asked for it", null=True),
         _field("build_id", pa.string(), 'of vmlinux, hex; "" if the kernel states none'),
         _field("offset", pa.int64(), "of the VMCOREINFO note in the item", null=True),
         _field("address", pa.int64(), "physical, of the VMCOREINFO note"),
@@ -314,9 +315,247 @@ FINDINGS = pa.schema(
     ]
 )
 
+_ASKED = (
+    _field("collector", pa.string(), "of the live response, whose answer the row is from"),
+    _field("line", pa.int64(), "of that answer, from 1"),
+)
+_PID = _field("pid", pa.int64(), "process id")
+
+LIVE_OUTCOMES = pa.schema(
+    [
+        *_EVIDENCE,
+        _field("name", pa.string(), "of the collector, or of a file that was taken"),
+        _field("outcome", pa.string(), "success, empty, missing or failed"),
+        _field("why", pa.string(), "of what failed", null=True),
+        _field("command", pa.string(), "for sh, on the host", null=True),
+        _field("size", pa.int64(), "of the answer, bytes", null=True),
+        _field("code", pa.int64(), "exit code", null=True),
+        _field("sha256", pa.string(), "of the answer, hex", null=True),
+        _field("began", pa.int64(), f"by the examiner's clock, {_NS}", null=True),
+        _field("said", pa.string(), "on stderr", null=True),
+        *_TOOL,
+    ]
+)
+
+LIVE_HOST = pa.schema(
+    [
+        *_EVIDENCE,
+        _field("boot_id", pa.string(), "of this boot", null=True),
+        _field("machine_id", pa.string(), "/etc/machine-id", null=True),
+        _field("name", pa.string(), "as uname -n", null=True),
+        _field("kernel", pa.string(), "as uname -a", null=True),
+        _field("os", pa.string(), "PRETTY_NAME of os-release", null=True),
+        _field("cmdline", pa.string(), "of the kernel", null=True),
+        _field("tainted", pa.int64(), "/proc/sys/kernel/tainted", null=True),
+        _field("timezone", pa.string(), "that it is set to", null=True),
+        _field("asked", pa.int64(), f"by its own clock, {_NS}", null=True),
+        _field("booted", pa.int64(), f"by its own clock, {_NS}", null=True),
+        _field("ahead", pa.int64(), "of the examiner's clock, ns", null=True),
+        *_TOOL,
+    ]
+)
+
+LIVE_PROCESSES = pa.schema(
+    [
+        *_EVIDENCE,
+        _PID,
+        _field("ppid", pa.int64(), "of its parent", null=True),
+        _field("comm", pa.string(), "name (15 bytes at most)"),
+        _field("state", pa.string(), "R, S, D, T, Z, ...", null=True),
+        _field("uid", pa.int64(), "real user", null=True),
+        _field("euid", pa.int64(), "effective user", null=True),
+        _field("gid", pa.int64(), "real group", null=True),
+        _field("user", pa.string(), "name that ps gives", null=True),
+        _field("tty", pa.string(), "terminal", null=True),
+        _field("started", pa.int64(), f"by the host's clock, {_NS}", null=True),
+        _field("args", pa.string(), "command line, as the process may have changed it", null=True),
+        _field("exe", pa.string(), "path of its program; null of a kernel thread", null=True),
+        _field("exe_deleted", pa.bool_(), "the kernel marks that path as deleted", null=True),
+        _field("exe_sha256", pa.string(), "of its program as it ran, hex", null=True),
+        _field("cwd", pa.string(), "working directory", null=True),
+        _field("root", pa.string(), "its root directory", null=True),
+        _field("cgroup", pa.string(), "lines of /proc/pid/cgroup", null=True),
+        _field("tracer", pa.int64(), "process that traces it, 0 if none does", null=True),
+        _field("seccomp", pa.int64(), "mode: 0 off, 1 strict, 2 filter", null=True),
+        _field("capabilities", pa.string(), "effective, hex", null=True),
+        _field("views", pa.string(), "collectors that list it: processes.proc, processes (ps)"),
+        *_ASKED,
+        *_TOOL,
+    ]
+)
+
+LIVE_SOCKETS = pa.schema(
+    [
+        *_EVIDENCE,
+        _field("family", pa.string(), "AF_INET, AF_INET6, AF_UNIX, ..."),
+        _field("type", pa.string(), "STREAM, DGRAM, ...; null of IP", null=True),
+        _field("protocol", pa.string(), "TCP, UDP, RAW, ...; null if not of IP", null=True),
+        _field("state", pa.string(), "LISTEN, ESTABLISHED, UNCONNECTED, ...", null=True),
+        _field("local_address", pa.string(), "or path"),
+        _field("local_port", pa.int64(), "port", null=True),
+        _field("remote_address", pa.string(), "of the peer"),
+        _field("remote_port", pa.int64(), "of the peer", null=True),
+        _field("uid", pa.int64(), "owner", null=True),
+        _field("inode", pa.int64(), "of the socket; null if it has none any more", null=True),
+        _field("pid", pa.int64(), "of a process that has it open", null=True),
+        _field("comm", pa.string(), "its name", null=True),
+        _field("fd", pa.int64(), "its descriptor", null=True),
+        _field("views", pa.string(), "collectors that list it: sockets.proc, sockets (ss)"),
+        *_ASKED,
+        *_TOOL,
+    ]
+)
+
+LIVE_MODULES = pa.schema(
+    [
+        *_EVIDENCE,
+        _field("name", pa.string(), "of the kernel module"),
+        _field("size", pa.int64(), "bytes", null=True),
+        _field("references", pa.int64(), "how often it is in use", null=True),
+        _field("used_by", pa.string(), "modules, comma-separated", null=True),
+        _field("state", pa.string(), "Live, Loading or Unloading", null=True),
+        _field("taints", pa.string(), "that it brought: O out of tree, E unsigned, ...", null=True),
+        _field("address", pa.int64(), "signed 64 bits; null if hidden", null=True),
+        _field("views", pa.string(), "procfs, sysfs; sysfs alone: built in, or hidden"),
+        *_ASKED,
+        *_TOOL,
+    ]
+)
+
+LIVE_MOUNTS = pa.schema(
+    [
+        *_EVIDENCE,
+        _field("mount", pa.int64(), "its number"),
+        _field("parent", pa.int64(), "number of the one it lies in"),
+        _field("device_number", pa.string(), "major:minor"),
+        _field("root", pa.string(), "what of the file system is mounted"),
+        _field("path", pa.string(), "where"),
+        _field("type", pa.string(), "of file system"),
+        _field("device", pa.string(), "what it is made of"),
+        _field("options", pa.string(), "of the mount"),
+        _field("fs_options", pa.string(), "of the file system"),
+        *_ASKED,
+        *_TOOL,
+    ]
+)
+
+LIVE_SESSIONS = pa.schema(
+    [
+        *_EVIDENCE,
+        _field("kind", pa.string(), "login, failed, session, ended, getty, boot, shutdown, ..."),
+        _field("user", pa.string(), "name", null=True),
+        _field("uid", pa.int64(), "number", null=True),
+        _field("tty", pa.string(), "terminal", null=True),
+        _field("host", pa.string(), "from where; of a boot: the kernel", null=True),
+        _field("pid", pa.int64(), "process", null=True),
+        _field("session", pa.string(), "of logind", null=True),
+        _field("at", pa.int64(), f"where it is certain, {_NS}", null=True),
+        _field("until", pa.int64(), f"where it is certain, {_NS}", null=True),
+        _field("by", pa.string(), "program that says so: who, last, lastb, loginctl"),
+        _field("said", pa.string(), "the line"),
+        *_ASKED,
+        *_TOOL,
+    ]
+)
+
+LIVE_OPEN_FILES = pa.schema(
+    [
+        *_EVIDENCE,
+        _PID,
+        _field("fd", pa.int64(), "descriptor"),
+        _field("mode", pa.string(), "r- read, -w write, rw both"),
+        _field("target", pa.string(), "path, or socket:[inode], pipe:[inode], ...", null=True),
+        _field("deleted", pa.bool_(), "the kernel marks that path as deleted"),
+        _field("socket", pa.int64(), "inode of a socket", null=True),
+        *_ASKED,
+        *_TOOL,
+    ]
+)
+
+LIVE_MAPPINGS = pa.schema(
+    [
+        *_EVIDENCE,
+        _PID,
+        _field("start", pa.int64(), "address, signed 64 bits"),
+        _field("end", pa.int64(), "first address after it"),
+        _field("protection", pa.string(), "as rwxp"),
+        _field("offset", pa.int64(), "in the file, bytes"),
+        _field("inode", pa.int64(), "of the file, 0 if there is none", null=True),
+        _field("path", pa.string(), "of the file", null=True),
+        _field("deleted", pa.bool_(), "the kernel marks that path as deleted"),
+        *_ASKED,
+        *_TOOL,
+    ]
+)
+
+LIVE_ENVIRONMENT = pa.schema(
+    [
+        *_EVIDENCE,
+        _PID,
+        _field("name", pa.string(), 'of the variable; "" of text that is none'),
+        _field("value", pa.string(), "as the process may have changed it"),
+        *_ASKED,
+        *_TOOL,
+    ]
+)
+
+LIVE_SCHEDULE = pa.schema(
+    [
+        *_EVIDENCE,
+        _field("kind", pa.string(), "timer, cron or at"),
+        _field("name", pa.string(), "timer, file of the crontab, or number of the job"),
+        _field("schedule", pa.string(), "of cron: five fields, or @word", null=True),
+        _field("user", pa.string(), "as whom it runs", null=True),
+        _field("command", pa.string(), "what runs; of a timer: its unit", null=True),
+        _field("next", pa.int64(), f"where it is certain, {_NS}", null=True),
+        _field("last", pa.int64(), f"where it is certain, {_NS}", null=True),
+        _field("said", pa.string(), "the line"),
+        *_ASKED,
+        *_TOOL,
+    ]
+)
+
+LIVE_SERVICES = pa.schema(
+    [
+        *_EVIDENCE,
+        _field("name", pa.string(), "of the unit"),
+        _field("load", pa.string(), "loaded, not-found, masked, ...", null=True),
+        _field("active", pa.string(), "active, inactive, failed, ...", null=True),
+        _field("sub", pa.string(), "running, exited, dead, ...", null=True),
+        _field("enabled", pa.string(), "state of its unit file", null=True),
+        _field("preset", pa.string(), "what the vendor wants", null=True),
+        _field("description", pa.string(), "of the unit", null=True),
+        *_ASKED,
+        *_TOOL,
+    ]
+)
+
+LIVE_CONTAINERS = pa.schema(
+    [
+        *_EVIDENCE,
+        _field("by", pa.string(), "docker or podman, crictl, ctr"),
+        _field("container", pa.string(), "its id"),
+        _field("name", pa.string(), "of the container", null=True),
+        _field("image", pa.string(), "that it was made from", null=True),
+        _field("command", pa.string(), "that it runs", null=True),
+        _field("status", pa.string(), "as printed", null=True),
+        _field("created", pa.string(), "as printed", null=True),
+        _field("ports", pa.string(), "as printed", null=True),
+        _field("pod", pa.string(), "as printed", null=True),
+        *_ASKED,
+        *_TOOL,
+    ]
+)
+
 TABLES: Mapping[str, pa.Schema] = MappingProxyType({
     "files": FILES, "kernels": KERNELS, "processes": PROCESSES, "process_views": PROCESS_VIEWS,
     "sockets": SOCKETS, "modules": MODULES, "memory": MEMORY, "matches": MATCHES,
-    "extracted": EXTRACTED, "timeline": TIMELINE, "findings": FINDINGS, "coverage": COVERAGE,
+    "extracted": EXTRACTED, "live_outcomes": LIVE_OUTCOMES, "live_host": LIVE_HOST,
+    "live_processes": LIVE_PROCESSES, "live_sockets": LIVE_SOCKETS, "live_modules": LIVE_MODULES,
+    "live_mounts": LIVE_MOUNTS, "live_sessions": LIVE_SESSIONS,
+    "live_open_files": LIVE_OPEN_FILES, "live_mappings": LIVE_MAPPINGS,
+    "live_environment": LIVE_ENVIRONMENT, "live_schedule": LIVE_SCHEDULE,
+    "live_services": LIVE_SERVICES, "live_containers": LIVE_CONTAINERS,
+    "timeline": TIMELINE, "findings": FINDINGS, "coverage": COVERAGE,
 })  # fmt: skip
 """Schema of each table by its name."""

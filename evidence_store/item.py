@@ -286,7 +286,7 @@ class VerifiedSegments:
         return self.open_object(segment_name(index))
 
     def open_object(self, name: str) -> int | None:
-        """Return a descriptor of an object by its name, or None if there is none.
+        """Return a descriptor of an object by its name, at its start, or None if there is none.
 
         Raises: IntegrityError naming the object; StoreError.
         """
@@ -303,6 +303,7 @@ class VerifiedSegments:
             if self._seen.get(name) == version:
                 return fd
             actual, _ = sha256_of_fd(fd)
+            os.lseek(fd, 0, os.SEEK_SET)  # looking for holes moved it
         except OSError as e:
             os.close(fd)
             raise IntegrityError(f"{self._prefix}/data/{name} cannot be read: {e}") from e

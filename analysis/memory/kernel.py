@@ -146,3 +146,15 @@ def plugins() -> tuple[dict[str, Any], list[str]]:
     """Return volatility3's plugins by name, and those that could not be imported."""
     failed = framework.import_files(volatility3.plugins, True)
     return framework.list_plugins(), list(failed)
+
+
+def clock(context: Any) -> int | None:
+    """Return what the kernel's clock said when that page was read, ns since 1970 in whole seconds.
+
+    None where it cannot be read, or the kernel keeps it elsewhere (kernel/time/timekeeping.c).
+    """
+    try:
+        seconds = int(context.modules[MODULE].object_from_symbol("tk_core").timekeeper.xtime_sec)
+    except (exceptions.VolatilityException, AttributeError, KeyError, TypeError, ValueError):
+        return None
+    return seconds * 10**9 if 0 < seconds < 1 << 33 else None

@@ -13,31 +13,27 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analysis import crossview, live
 from analysis.crossview import Claim
 from analysis.errors import AnalysisError
 from analysis.memory import rules
-from analysis.memory.kernel import MODULE, load, plugins, warm
+from analysis.memory.kernel import MODULE, clock, load, plugins, warm
 from analysis.memory.profiles import GATE, NEED_ARGUMENTS, PROFILES, Plugin
 from analysis.memory.run import UNUSABLE, VERSION, Result, SharedChannel, run_all
 from analysis.output import ParquetSink
 from analysis.ram import Ram, open_ram
 from analysis.rules import compile_rules
-from analysis.schema import TABLES
 from evidence_store.child import Channel
 from evidence_store.item import SegmentFile
 
 _ISF = "symbols/00000000.json.gz"
 _KERNELS = "kernels/00000000.parquet"
 _SOCKSTAT = "linux.sockstat.Sockstat"
-_BATCH = 20_000
 _MAX_ISF = 512 << 20
 _MAX_ANSWER = 64 << 20
 _ADDRESSES = ("OFFSET (V)", "OFFSET (P)", "OFFSET", "Offset", "Sock Offset", "Start", "Address",
@@ -56,7 +52,7 @@ def main(channel: Channel) -> None:
     with channel.image(request["item"]) as image:
         if kernel := trusted(channel, sink, image):
             context, known, made = kernel
-            made.live = said
+            made.live, made.clock = said, clock(context)
             _profile(context, known, made, request)
     sink.close()
 
@@ -87,8 +83,8 @@ def _live(channel: Channel, sink: ParquetSink) -> live.Answers | None:
     """Return what the live response beside the image says; None if there is none of that boot."""
     beside = channel.request["beside"]
     if not beside:
-        gap(sink, "live", "the case has no live response of the same host beside this memory: its "
-             "lists are compared with each other only", level="limit")  # fmt: skip
+        gap(sink, "live", f"{channel.request['alone']}: the lists of this memory are compared with "
+             "each other only", level="limit")  # fmt: skip
         return None
 
     def answer(name: str) -> bytes | None:
@@ -104,6 +100,10 @@ def _live(channel: Channel, sink: ParquetSink) -> live.Answers | None:
         gap(sink, "live", f"the host was booted anew between this memory and {beside['item']}: "
              "they are not compared")  # fmt: skip
         return None
+    if not (booted and found.boot):
+        gap(sink, "live", f"{beside['item']} stands beside this memory because it was "
+             f"{'named' if beside['named'] else 'taken from the same target'}: that it is of the "
+             "same boot is not known", level="limit")  # fmt: skip
     for problem in found.problems:
         gap(sink, "live", f"{beside['item']}: {problem}")
     return found
@@ -202,6 +202,7 @@ class Made:
     request: dict[str, Any]
     image: tuple[int, int]
     live: live.Answers | None = None
+    clock: int | None = None
     ram: Ram = field(default_factory=lambda: Ram("raw", [], []))
     missing: list[str] = field(default_factory=list)
     held: list[Result] = field(default_factory=list)
@@ -265,9 +266,11 @@ class Made:
                       "tool_version": self.request["version"]}  # fmt: skip
             for name, view in self.live.views.items():
                 views[name] = [{**row, **source} for row in view]
-            if self.live.at is not None:
+            if self.live.at is not None and self.request["taken"]:
                 first, last = (at + self.live.ahead for at in self.request["taken"])
                 times = crossview.Times(self.live.at, (first, last))
+            elif self.live.at is not None and self.clock is not None:
+                times = crossview.Times(self.live.at, (self.clock, self.clock), began=False)
         self.write("process_views", (row for view in views.values() for row in view))
         self.write("processes", self._processes(views))
         self.write("modules", self._modules())
@@ -362,22 +365,7 @@ class Made:
         """Write rows; what names evidence and tool is added where a row has it not."""
         common = {"item": self.request["item"], "item_digest": self.request["item_digest"],
                   "tool": "volatility3", "tool_version": VERSION}  # fmt: skip
-        rows = iter(rows)
-        while batch := [_fit(table, {**common, **row}) for row in islice(rows, _BATCH)]:
-            self.sink.rows(table, pa.Table.from_pylist(batch, schema=TABLES[table]))
-
-
-def _fit(table: str, row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row that the schema takes: what is no number there is null, an absent text ""."""
-    for column in TABLES[table]:
-        value = row.get(column.name)
-        if pa.types.is_integer(column.type):
-            whole = isinstance(value, int) and -(1 << 63) <= value < 1 << 63
-            row[column.name] = value if whole else None if column.nullable else 0
-        elif value is not None or not column.nullable:
-            text = "" if value is None else str(value)
-            row[column.name] = text.encode("utf-8", "backslashreplace").decode()
-    return row
+        self.sink.write(table, rows, common)
 
 
 def _because(result: Result) -> str:

@@ -20,7 +20,7 @@ from analysis.output import ParquetSink
 from analysis.ram import Ram, open_ram
 from analysis.schema import KERNELS
 from analysis.symbols.isf import from_given, from_image, from_side_cars
-from analysis.symbols.kernel import Kernel, banners
+from analysis.symbols.kernel import Kernel, banners, read_boot_id
 from evidence_store.child import Channel
 
 SIDE_CARS = ("btf", "kallsyms")
@@ -124,6 +124,11 @@ def _page_table(kernel: Kernel) -> int | None:
     return None if top is None else kernel.physical(top)
 
 
+def _boot_id(ram: Ram, kernel: Kernel, isf: dict[str, Any]) -> str | None:
+    address = isf["symbols"].get("sysctl_bootid", {}).get("address")
+    return read_boot_id(ram, kernel, address + kernel.offset) if isinstance(address, int) else None
+
+
 def _row(
     request: dict[str, Any], ram: Ram, kernel: Kernel, isf: dict[str, Any], sha256: str
 ) -> dict[str, Any]:
@@ -132,8 +137,9 @@ def _row(
         "item": request["item"], "item_digest": request["item_digest"],
         "release": kernel.release, "machine": "x86-64",
         "banner": banner.rstrip(b"\n\0").decode("ascii", "backslashreplace"),
-        "build_id": kernel.build_id, "offset": ram.offset_of(kernel.address),
-        "address": kernel.address, "kernel_offset": kernel.offset, 
+        "boot_id": _boot_id(ram, kernel, isf), "build_id": kernel.build_id,
+        "offset": ram.offset_of(kernel.address),
+        "address": kernel.address, "kernel_offset": kernel.offset,
         "page_table": _page_table(kernel),
         "levels": kernel.levels,
         "symbols": len(isf["symbols"]), "types": len(isf["user_types"]),

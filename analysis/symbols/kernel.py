@@ -2,13 +2,15 @@
 """Where a Linux kernel lies in a memory image, and its own tables of names: VMCOREINFO, kallsyms.
 
 Source: https://docs.kernel.org/admin-guide/kdump/vmcoreinfo.html; kernel/kallsyms.c and
-scripts/kallsyms.c (kernel 6.1); arch/x86/include/asm/page_64_types.h (__START_KERNEL_map).
+scripts/kallsyms.c (kernel 6.1); arch/x86/include/asm/page_64_types.h (__START_KERNEL_map);
+drivers/char/random.c (sysctl_bootid).
 """
 
 from __future__ import annotations
 
 import re
 import struct
+import uuid
 from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -315,3 +317,20 @@ def read_banner(ram: Ram, kernel: Kernel, names: Names) -> bytes:
     if not (match := _BANNER.match(data)):
         raise SymbolsError("linux_banner does not hold the kernel's version")
     return match[0]
+
+
+def read_boot_id(ram: Ram, kernel: Kernel, address: int) -> str | None:
+    """Return the boot id as /proc/sys/kernel/random/boot_id gives it.
+
+    None if it does not lie in the image, or there is none: it is made when it is first asked for.
+
+    Args:
+        ram: the memory.
+        kernel: of it.
+        address: of `sysctl_bootid`, at run time.
+    """
+    physical = kernel.physical(address)
+    data = ram.read(physical, 16) if physical >= 0 else None
+    made = uuid.UUID(bytes=data) if data else None
+    # The kernel makes a random one (version 4 of RFC 9562); other bytes are something else.
+    return str(made) if made and made.version == 4 else None

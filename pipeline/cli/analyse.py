@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from analysis.beside import LIVE
 from analysis.errors import AnalysisError
 from analysis.jobs import EXTRACT, JOBS, Job, JobResult, extract_request, run_job
 from evidence_store.child import Outcome
@@ -37,11 +38,14 @@ from pipeline.symbols import files, library
 @click.option("--extract", "wanted", metavar="PID|PATH", multiple=True,
               help="Of memory: this process's executable, or cached files of this path or pattern. "
                    "Without --jobs, only that.")  # fmt: skip
+@click.option("--beside", metavar="ITEM", default="",
+              help="Live response that memory is compared with (default: of its target or "
+                   "boot).")  # fmt: skip
 @click.option("--again", is_flag=True, help="Also where the same job was done before.")
 @pass_globals
 def analyse(
     options: Globals, case_id: str, items: tuple[str, ...], names: str, profile: str,
-    folder: Path | None, tables: Path | None, wanted: tuple[str, ...], again: bool,
+    folder: Path | None, tables: Path | None, wanted: tuple[str, ...], beside: str, again: bool,
 ) -> int:  # fmt: skip
     """Run analysis jobs over the items of a case, each in a limited process of its own.
 
@@ -52,6 +56,9 @@ def analyse(
     chosen += [EXTRACT] if asked else []
     case = options.open_store(writing=True).case(checked(case_id))
     work = _work(case, items, chosen)
+    if beside and sum(job.beside == LIVE for job, _ in work) != 1:
+        raise UsageError("--beside is for one memory item and the job memory",
+                         hint="name it: --item ITEM, --jobs memory")  # fmt: skip
     results: list[JobResult] = []
     given: dict[str, Mapping[str, bytes]] = {"symbols": files(tables)} if tables else {}
     if asked:
@@ -62,12 +69,12 @@ def analyse(
         with options.progress(f"{job.name} {item_id}") as progress:
             how = {"profile": profile} if job.name == "memory" and profile != "quick" else {}
             done = run_job(case, job, item_id, again=again, options=how, given=given,
-                           progress=progress)  # fmt: skip
+                           beside=beside, progress=progress)  # fmt: skip
             symbols = done if job.name == "symbols" else done.needed
             if symbols and symbols.result == "failed" and not tables and any(library().glob("*")):
                 brought = {**given, "symbols": files(library())}
                 done = run_job(case, job, item_id, again=again, options=how, given=brought,
-                               progress=progress)  # fmt: skip
+                               beside=beside, progress=progress)  # fmt: skip
         for result in (done.needed, done):
             # What a job needed was done just before, if its own turn came.
             if result and all(result.result_item != known.result_item for known in results):

@@ -73,12 +73,35 @@ class Volume:
 
 @dataclass(frozen=True)
 class Other:
-    """A table that has no section of its own: its first rows."""
+    """A table that has no section of its own, or a part of one: its first rows.
 
-    name: str
+    Attributes:
+        title: what people call it.
+        sql: query that gives all of it.
+        count: rows in all.
+        columns, rows: what is shown.
+    """
+
+    title: str
+    sql: str
     count: int
     columns: list[str]
     rows: list[tuple[Any, ...]]
+
+
+# Of a live response only this: its tables hold environments, and tens of thousands of rows.
+_LIVE = (
+    ("Running hosts that were asked", "live_host",
+     "SELECT item, name, os, boot_id, asked, ahead, tainted FROM live_host"),
+    ("Sockets on which a running host listens", "live_sockets",
+     "SELECT item, protocol, local_address, local_port, pid, comm, uid, views FROM live_sockets "
+     "WHERE state = 'LISTEN' AND protocol IS NOT NULL OR protocol = 'UDP' AND state = "
+     "'UNCONNECTED'"),
+    ("Running programs whose file is deleted", "live_processes",
+     "SELECT item, pid, comm, uid, exe, exe_sha256, args FROM live_processes WHERE exe_deleted"),
+    ("Kernel modules that taint a running kernel", "live_modules",
+     "SELECT item, name, taints, views FROM live_modules WHERE taints IS NOT NULL"),
+)  # fmt: skip
 
 
 def volumes(connection: duckdb.DuckDBPyConnection, covered: Covered) -> tuple[list[Volume], int]:
@@ -94,18 +117,21 @@ def volumes(connection: duckdb.DuckDBPyConnection, covered: Covered) -> tuple[li
 
 
 def others(connection: duckdb.DuckDBPyConnection) -> list[Other]:
-    """Return what lies in tables that have no section of their own."""
-    out = []
+    """Return what lies in tables that have no section of their own, and what hosts said."""
     skip = {"item_digest", "tool", "tool_version"}
+    wanted = []
     for name in sorted(set(TABLES) - {"files", "coverage", "timeline"}):
-        columns = [c for c in TABLES[name].names if c not in skip]
-        listed = ", ".join(f'"{c}"' for c in columns)
-        found = connection.execute(f"SELECT count(*) FROM {name}").fetchone()  # noqa: S608
+        if not name.startswith("live_"):
+            listed = ", ".join(f'"{c}"' for c in TABLES[name].names if c not in skip)
+            wanted.append((f"Table {name}", f"FROM {name}", f"SELECT {listed} FROM {name}"))  # noqa: S608
+    wanted += [(title, sql, sql) for title, table, sql in _LIVE if table in TABLES]
+    out = []
+    for title, shown, sql in wanted:
+        found = connection.execute(f"SELECT count(*) FROM ({sql})").fetchone()  # noqa: S608
         if found and found[0]:
-            rows = connection.execute(
-                f"SELECT {listed} FROM {name} ORDER BY ALL LIMIT {TOP}"  # noqa: S608
-            ).fetchall()
-            out.append(Other(name, found[0], columns, rows))
+            cursor = connection.execute(f"{sql} ORDER BY ALL LIMIT {TOP}")
+            columns = [column[0] for column in cursor.description or []]
+            out.append(Other(title, shown, found[0], columns, cursor.fetchall()))
     return out
 
 

@@ -38,7 +38,7 @@ MEANINGS: Mapping[str, str] = {
     "symbols": "no symbol table of this kernel could be had, or be trusted",
     "plugin": "a method of memory analysis failed, hung, or was left out",
     "rules": "rules that were ignored, or not applied to all of the item",
-    "live": "a live response that is not there, not whole, or of another boot",
+    "live": "a live response, or lines of it, not there, not whole, not read, or of another boot",
     "extract": "a file that was asked for and is not, or not wholly, in memory",
     "rows-cut": "more rows than are kept",
     "coverage-cut": "more gaps than can be kept; the rest is known only by number",
@@ -235,8 +235,7 @@ def _unanalysed(covered: Covered) -> Iterator[Gap]:
         record = item.record
         if record.kind == "result" or record.acquired is None or record.disposed:
             continue
-        image = item.manifest is not None and item.manifest.layout == "image"
-        wanted = [job for job in JOBS.values() if image and record.kind in job.kinds]
+        wanted = [job for job in JOBS.values() if item.manifest and job.reads(item.manifest)]
         if not wanted and not any(parent == name for _, parent in done):
             yield Gap(name, "not analysed", "This version has no analysis job for an item of kind "
                       f"{record.kind}; it is held, and nothing here is drawn from it.")  # fmt: skip

@@ -81,6 +81,14 @@ def test_time_tells_the_hidden_from_the_race_and_the_exit(asked, started, severi
         "process.not-live", severity, explanation)  # fmt: skip
 
 
+def test_what_is_missing_is_not_surely_hidden_where_nobody_knows_when_reading_began():
+    views = {"pslist": [task(1), {**task(66), "started": 10**9}], "live": [task(1)]}
+    times = crossview.Times(100 * 10**9, (200 * 10**9, 200 * 10**9), began=False)
+    (claim,) = crossview.processes(views, times)
+    assert (claim.severity, claim.explanation) == ("high", "hidden or exit")
+    assert "is not known" in claim.reason
+
+
 def test_ps_that_was_replaced():
     old, new = {**task(66), "started": 10**9}, {**task(90), "started": 99 * 10**9}
     views = {"live": [task(1), old, new], "live-ps": [task(1)]}

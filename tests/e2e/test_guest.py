@@ -91,6 +91,13 @@ def test_memory_as_the_hypervisor_sees_it_and_what_lives_there(zone, impound, tm
     assert "acquire memory" in shown or "footprint" in shown
     assert impound("verify", "T-7", "--deep")
     explained(impound, guest, taken["item"], live["item"])
+    asked_as_tables(impound, guest, live["item"])
+    paired_by_its_boot(impound, tmp_path / "after", live["item"])
+
+
+def ask(impound, sql):
+    answer = json.loads(impound("--json", "query", "T-7", sql))
+    return [tuple(row[column] for column in answer["columns"]) for row in answer["rows"]]
 
 
 def explained(impound, guest, memory, live):
@@ -100,8 +107,7 @@ def explained(impound, guest, memory, live):
         ("symbols", "ok"), ("memory", "ok")], done  # fmt: skip
 
     def asked(sql):
-        answer = json.loads(impound("--json", "query", "T-7", sql))
-        return [tuple(row[column] for column in answer["columns"]) for row in answer["rows"]]
+        return ask(impound, sql)
 
     running = dict(asked("SELECT pid, comm FROM processes ORDER BY pid"))
     pids = guest.truth["pids"]
@@ -119,3 +125,37 @@ def explained(impound, guest, memory, live):
     lost = asked("SELECT reason FROM coverage WHERE what = 'extract'")
     assert 0 < held <= size
     assert bool(lost) == (held < size), "what memory lacks is told, and nothing else"
+
+
+def asked_as_tables(impound, guest, live):
+    """What the machine said of itself can be asked, and no line of it is left over."""
+    impound("analyse", "T-7", "--item", live, "--jobs", "live", code=(0, 3))
+    unread = ask(impound, "SELECT reason FROM coverage WHERE job = 'live' AND level = 'gap'")
+    assert unread == []
+    plant = guest.truth["pids"]["plant"]
+    ((comm, deleted, digest, views),) = ask(impound, "SELECT comm, exe_deleted, exe_sha256, views "
+                                            f"FROM live_processes WHERE pid = {plant}")  # fmt: skip
+    print(f"process {plant} {comm}: deleted {deleted}, {digest}, listed by {views}")
+    assert deleted
+    assert len(digest) == 64
+    assert views == "processes.proc,processes"
+    modules = {name for (name,) in ask(impound, "SELECT name FROM live_modules")}
+    assert set(guest.truth["modules"]) <= modules
+    ((port,),) = ask(impound, "SELECT DISTINCT local_port FROM live_sockets WHERE comm = 'sshd' "
+                     "AND state = 'LISTEN' AND protocol = 'TCP'")  # fmt: skip
+    assert port == 22
+
+
+def paired_by_its_boot(impound, dump, live):
+    """Memory that the hypervisor wrote names no host; the boot id in it does."""
+    memory = json.loads(impound("--json", "ingest", "T-7", str(dump), "--kind", "memory"))["item"]
+    done = json.loads(impound("--json", "analyse", "T-7", "--item", memory, "--jobs", "memory",
+                              code=(0, 3)))  # fmt: skip
+    assert [r["job"] for r in done["results"]] == ["symbols", "memory"], done
+    of_memory = f"SELECT boot_id FROM kernels WHERE item = '{memory}'"
+    assert ask(impound, of_memory) == ask(impound, "SELECT boot_id FROM live_host")
+    print(ask(impound, f"SELECT job, level, reason FROM coverage WHERE item = '{memory}'"))
+    ((source,),) = [(item["source"],) for item in
+                    json.loads(impound("--json", "item", "list", "T-7"))["items"]
+                    if item["item"] == done["results"][1]["result_item"]]  # fmt: skip
+    assert f"with live response {live} by" in source

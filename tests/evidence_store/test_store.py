@@ -93,6 +93,14 @@ def test_a_file_set_is_read_back_by_name(world):
     assert world.verify().findings == []
 
 
+def test_a_large_file_of_a_set_is_given_from_its_start(world):
+    """It is hashed in pieces of 4 MiB; what is read next is the whole, not its last piece."""
+    body = pattern(9 << 20)
+    ingest(world, FakeSet({b"large": body}), "logs")
+    with os.fdopen(world.case.open_member("E0001", "large"), "rb") as f:
+        assert f.read() == body
+
+
 def flip(path, at):
     path.chmod(0o600)
     with path.open("r+b") as f:

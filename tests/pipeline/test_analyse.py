@@ -39,3 +39,17 @@ def test_what_is_neither_process_nor_path_is_no_extraction(wrong):
 def test_one_request_whatever_the_order():
     assert _asked(("/b", "2", "/a", "1", "1")) == _asked(("1", "2", "/a", "/b"))
     assert not _asked(())
+
+
+def test_a_live_response_is_named_for_one_memory_item(opened, tmp_path):
+    """Beside two, it would stand beside that of another host."""
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(name.encode() * 5000)
+        assert opened("ingest", "T-1001", tmp_path / name, "--kind", "memory").code in (0, 3)
+    for argv in (["--jobs", "memory"], ["--item", "E0001", "--jobs", "symbols"]):
+        done = opened("analyse", "T-1001", "--beside", "E0002", *argv)
+        assert done.code == 2
+        assert "--beside is for one memory item" in done.err
+    done = opened("analyse", "T-1001", "--beside", "E0002", "--item", "E0001", "--jobs", "memory")
+    assert done.code == 13
+    assert "E0002 is no live response" in done.err

@@ -487,6 +487,27 @@ def test_other_tables_are_listed(tmp_path, monkeypatch):
     assert '5 more; run: impound query T-1 "FROM persistence"' in page.text
 
 
+def test_of_a_live_response_what_matters_is_shown(tmp_path):
+    made = made_by.Made(tmp_path)
+    item = made.take("disk.raw", b"\x05" * 10)
+    common = {"item": item, "item_digest": "0" * 64, "tool": "t", "tool_version": "1", "line": 1,
+              "collector": "c", "views": "sockets.proc", "comm": "<evil>", "pid": 66}  # fmt: skip
+    socket = {**common, "family": "AF_INET", "protocol": "TCP", "state": "LISTEN",
+              "local_address": "0.0.0.0", "local_port": 4444,
+              "remote_address": "0.0.0.0"}  # fmt: skip
+    made.analysed(item, job="live", coverage=[], live_sockets=[
+        socket, {**socket, "state": "ESTABLISHED", "local_port": 5555}],
+        live_processes=[{**common, "exe": "/tmp/gone", "exe_deleted": True},
+                        {**common, "exe": "/bin/there", "exe_deleted": False}],
+        live_environment=[{**common, "name": "AWS_SECRET", "value": "s3cr3t"}])  # fmt: skip
+    made.seal()
+    page = check_page(rendered(made, tmp_path / "out"))
+    for shown in ("Sockets on which a running host listens", "4444", "/tmp/gone", "<evil>"):
+        assert shown in page.text
+    for hidden in ("5555", "/bin/there", "s3cr3t"):
+        assert hidden not in page.text
+
+
 @pytest.mark.parametrize("seconds", [0, 59, 3000, 10**5, 10**6, 10**7, 10**8, 10**9, 9 * 10**9])
 def test_bins_cover_the_span(seconds):
     first = datetime(1970, 5, 17, 3, 4, 5, 6, tzinfo=UTC)

@@ -6,16 +6,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import uuid
 from pathlib import Path
 
 import pytest
 
 from acquisition.source import open_source
 from analysis.beside import LIVE, find
+from analysis.errors import AnalysisError
 from analysis.jobs import EXTRACT, JOBS, extract_request, run_job
 from analysis.query import query
-from tests.analysis.kernel_image import Memory, elf_core, lime
-from tests.analysis.live_answers import BOOT, answers
+from analysis.ram import open_ram
+from analysis.symbols.kernel import kernels, read_names
+from tests.analysis.conftest import ImageFile
+from tests.analysis.kernel_image import TEXT, Memory, elf_core, lime
+from tests.analysis.live_answers import BOOT, Asked, answers
 from tests.evidence_store import kit
 
 SAMPLES = os.environ.get("IMPOUND_SAMPLES")
@@ -41,19 +46,6 @@ class Captured:
 
     def __getattr__(self, name):
         return getattr(self._image, name)
-
-
-class Asked(kit.FakeSet):
-    """The answers of a live response of a host."""
-
-    def __init__(self, files, target="arn:a", kind="live response", serial="L1"):
-        files = {name.encode(): body for name, body in files.items()}
-        super().__init__(files, text="live facts", serial=serial)
-        self._facts = {"type": kind, "target": target}
-
-    @property
-    def facts(self):
-        return self._facts
 
 
 def said(world):
@@ -123,6 +115,67 @@ def test_live_response_that_cannot_be_compared_is_a_gap(world, tmp_path, given, 
     assert says in said(world)
 
 
+OTHER_BOOT = "f" * 8 + BOOT[8:]
+
+
+def by_hand(world, tmp_path, boot):
+    """Ingest memory that others took, of a kernel whose boot id is these 16 bytes."""
+    memory = Memory(extra=[("b", "sysctl_bootid", TEXT + 0x4000)])
+    memory.put(TEXT + 0x4000, boot)
+    take(world, tmp_path, lime([(0, bytes(memory.bytes))]))
+
+
+def live_of(world, name, boot=BOOT):
+    source = Asked(answers({1: "init"}, boot=boot), target=f"arn:{name}", serial=name)
+    return world.case.ingest("live", source).item_id
+
+
+def test_memory_taken_by_others_stands_beside_the_live_response_of_its_boot(world, tmp_path):
+    by_hand(world, tmp_path, uuid.UUID(BOOT).bytes)
+    live_of(world, "another host", OTHER_BOOT)
+    same = live_of(world, "its host")
+    live_of(world, "a third host", OTHER_BOOT)
+    result = run_job(world.case, JOBS["memory"], "E0001")
+    assert query(world.case, "SELECT boot_id FROM kernels").rows == [(BOOT,)]
+    assert f"with live response {same} by" in world.case.item(result.result_item).source
+    assert same in world.case.item(result.result_item).parents
+    assert " live E000" not in said(world), "nothing to say of the pair"
+
+
+@pytest.mark.parametrize(
+    ("boot", "says"),
+    [
+        (bytes(16), "nobody had asked its kernel for the boot id"),
+        (b"\xff" * 16, "nobody had asked its kernel for the boot id"),
+        (uuid.UUID(OTHER_BOOT).bytes, f"the case is of the same boot ({OTHER_BOOT})"),
+    ],
+    ids=["never asked", "no boot id", "another boot"],
+)  # fmt: skip
+def test_memory_taken_by_others_is_never_paired_with_another_host(world, tmp_path, boot, says):
+    by_hand(world, tmp_path, boot)
+    live_of(world, "another host")
+    result = run_job(world.case, JOBS["memory"], "E0001")
+    assert "with live response" not in world.case.item(result.result_item).source
+    assert says in said(world)
+
+
+def test_live_response_that_was_named_stands_beside_memory_unless_it_is_of_another_boot(
+    world, tmp_path
+):
+    by_hand(world, tmp_path, bytes(16))
+    named = live_of(world, "host")
+    result = run_job(world.case, JOBS["memory"], "E0001", beside=named)
+    assert named in world.case.item(result.result_item).parents
+    assert f"{named} stands beside this memory because it was named" in said(world)
+    with pytest.raises(AnalysisError, match="E0001 is no live response"):
+        run_job(world.case, JOBS["memory"], "E0001", beside="E0001")
+    other = kit.make_world(tmp_path / "other")
+    by_hand(other, tmp_path, uuid.UUID(BOOT).bytes)
+    wrong = live_of(other, "host", OTHER_BOOT)
+    run_job(other.case, JOBS["memory"], "E0001", beside=wrong)
+    assert f"booted anew between this memory and {wrong}" in said(other)
+
+
 def sample(image):
     """Unpack the memory of a real machine; return what it said of itself."""
     import zstandard
@@ -187,6 +240,36 @@ def test_what_a_host_leaves_out_of_its_own_lists_is_found_in_its_memory(world, t
     assert not any("0.0.0.0:22, LISTEN" in title for (title,) in sockets)
     views = query(world.case, "SELECT view, item, address FROM process_views WHERE pid = 1").rows
     assert ("live", "E0002", None) in views
+
+
+@pytest.mark.guest
+@pytest.mark.skipif(not SAMPLES, reason="IMPOUND_SAMPLES is not set")
+def test_memory_of_a_real_machine_finds_the_live_response_of_its_boot(world, tmp_path):
+    """Its boot id is written where its kernel has it, as if somebody had asked for it."""
+    image = tmp_path / "m"
+    truth = sample(image)
+    ram = open_ram(ImageFile(image))
+    kernel = next(kernels(ram))
+    at = ram.offset_of(kernel.physical(read_names(ram, kernel)["sysctl_bootid"]))
+    with image.open("r+b") as f:
+        f.seek(at)
+        f.write(uuid.UUID(BOOT).bytes)
+    world.case.ingest("memory", open_source(str(image), "memory"))
+    asked = "SELECT pid, ppid, comm FROM processes ORDER BY pid"
+    run_job(world.case, JOBS["memory"], "E0001")
+    alone = query(world.case, asked).rows
+    live_of(world, "another host", OTHER_BOOT)
+    listed = {p["pid"]: p["comm"] for p in truth["processes"] if p["pid"] != 107}
+    # Asked some seconds after the truth was, before the memory was read by the clock in it.
+    given = answers({**listed, 4000: "ps"}, boot_ns=(1_795_487_280 - 100) * 10**9)
+    same = world.case.ingest("live", Asked(given, serial="same")).item_id
+    result = run_job(world.case, JOBS["memory"], "E0001")
+    assert result.result == "ok", result.gaps
+    assert same in world.case.item(result.result_item).parents
+    assert query(world.case, asked).rows == alone, "those of memory are not those of the host"
+    found = query(world.case, "SELECT rule, pid, explanation FROM findings").rows
+    assert ("process.not-live", 107, "hidden or exit") in found
+    assert ("process.only-live", 4000, "exit") in found
 
 
 @pytest.mark.guest

@@ -9,11 +9,16 @@ import json
 import pytest
 
 from analysis import live
+from analysis.live import programs, text
 from tests.analysis.live_answers import BOOT, BOOT_NS, answers, stat
 
 
 def read(given):
     return live.read(given.get)
+
+
+def rows(lines):
+    return [row for _, row in live.known(lines)]
 
 
 def test_answers_become_rows():
@@ -71,11 +76,12 @@ def test_process_forged_by_a_command_line_is_not_in_ps():
 
 
 def test_torn_and_hostile_text_is_no_row():
-    assert live.proc("== 5\n5 (x\n== 6\n7 (y) S 1 0\n== 99999999999\n", None) == []
-    assert live.ps("PID PPID\nx y z\n" + "1 " * 30) != []
-    assert live.sockets("== tcp\n 0: zz:16 00000000:0000 0A\n== xyz\n") == []
+    assert rows(text.processes_proc("== 5\n5 (x\n== 6\n7 (y) S 1 0\n== 99999999999\n", None)) == []
+    assert len(rows(text.processes("PID PPID\nx y z\n" + "1 " * 30))) == 1
+    assert rows(text.sockets_proc("== tcp\n 0: zz:16 00000000:0000 0A\n== xyz\n")) == []
     assert read({"collectors.jsonl": b"[]\n{\nnull\n" + b"[" * 100_000}).views == {}
 
 
-def test_examples():
-    assert doctest.testmod(live).failed == 0
+@pytest.mark.parametrize("module", [live, text, programs], ids=lambda m: m.__name__)
+def test_examples(module):
+    assert doctest.testmod(module).failed == 0
