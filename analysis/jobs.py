@@ -72,7 +72,7 @@ JOBS: Mapping[str, Job] = {
     job.name: job
     for job in (
         Job("files", "analysis.files", ("disk",), ("files",)),
-        Job("symbols", "analysis.symbols.job", ("memory",), ("kernels", "symbols"),
+        Job("symbols", "analysis.symbols.job", ("memory",), ("kernels", "pdbs", "symbols"),
             beside=SIDE_CARS,
             limits=Limits(address_space=3 << 30)),
         Job("memory", "analysis.memory.worker", ("memory",),
