@@ -162,7 +162,8 @@ KERNELS = pa.schema(
         _field("machine", pa.string(), "x86-64"),
         _field("banner", pa.string(), "linux_banner, without its newline; Windows: name of PDB"),
         _field(
-            "build_id", pa.string(),
+            "build_id",
+            pa.string(),
             'of vmlinux, hex; "" if the kernel states none; Windows: GUID and age of its PDB',
         ),
         _field("offset", pa.int64(), "in the item, of what is at `address`", null=True),
@@ -173,7 +174,8 @@ KERNELS = pa.schema(
         ),
         _field("levels", pa.int32(), "of page tables, 4 or 5"),
         _field(
-            "source", pa.string(),
+            "source",
+            pa.string(),
             'what the symbols were made from: image, side-cars, given; "" if there are none',
         ),
         _field("symbols", pa.int64(), "how many"),
@@ -341,8 +343,9 @@ FINDINGS = pa.schema(
 )
 
 TABLES: Mapping[str, pa.Schema] = MappingProxyType({
-    "files": FILES, "kernels": KERNELS, "pdbs": PDBS, "processes": PROCESSES, "process_views": PROCESS_VIEWS,
-    "sockets": SOCKETS, "modules": MODULES, "memory": MEMORY, "matches": MATCHES,
-    "extracted": EXTRACTED, "timeline": TIMELINE, "findings": FINDINGS, "coverage": COVERAGE,
+    "files": FILES, "kernels": KERNELS, "pdbs": PDBS, "processes": PROCESSES,
+    "process_views": PROCESS_VIEWS, "sockets": SOCKETS, "modules": MODULES, "memory": MEMORY,
+    "matches": MATCHES, "extracted": EXTRACTED, "timeline": TIMELINE, "findings": FINDINGS,
+    "coverage": COVERAGE,
 })  # fmt: skip
 """Schema of each table by its name."""

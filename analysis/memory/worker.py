@@ -69,18 +69,30 @@ def gap(sink: ParquetSink, what: str, reason: str, *, level: str = "gap", **more
 def _symbols(channel: Channel, sink: ParquetSink) -> dict[str, Any] | None:
     """Put the symbol table where it can be read; return the row of `kernels`."""
     for item in channel.request["needed"]:
-        table, isf = channel.open_object(item, _KERNELS), channel.open_object(item, _ISF)
-        if table is not None and isf is not None:
-            with open(table, "rb") as f:  # noqa: PTH123
-                rows = pq.read_table(f).to_pylist()
+        rows, isf = _table(channel, item, _KERNELS), channel.open_object(item, _ISF)
+        if isf is not None:
             with open(isf, "rb") as f:  # noqa: PTH123
                 Path("symbols").mkdir()
                 Path("symbols/kernel.json.gz").write_bytes(f.read(_MAX_ISF))
             if rows and rows[0]["page_table"] is not None:
                 return dict(rows[0])
-    gap(sink, "symbols", "no symbols of this kernel could be made: the coverage of the job "
+    whose = "this kernel"
+    for item in channel.request["needed"]:
+        for row in _table(channel, item, _KERNELS):
+            if row["system"] == "windows":
+                whose = f"Windows {row['release']} ({row['banner']} {row['build_id']})"
+    gap(sink, "symbols", f"no symbols of {whose} could be made: the coverage of the job "
          "symbols says why. Without them its memory is not explained")  # fmt: skip
     return None
+
+
+def _table(channel: Channel, item: str, name: str) -> list[dict[str, Any]]:
+    """Return the rows of a part that the job symbols made; none if it did not make it."""
+    fd = channel.open_object(item, name)
+    if fd is None:
+        return []
+    with open(fd, "rb") as f:  # noqa: PTH123
+        return list(pq.read_table(f).to_pylist())
 
 
 def _live(channel: Channel, sink: ParquetSink) -> live.Answers | None:

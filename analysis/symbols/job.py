@@ -113,7 +113,7 @@ def _windows(sink: ParquetSink, channel: Channel, ram: Ram, no_linux: str) -> No
 
 
 def _given(channel: Channel, wanted: Iterable[Pdb]) -> tuple[dict[Pdb, Path], list[str]]:
-    """Return the tables that were given of these PDBs (GUID and age decide), and what others are."""
+    """Return the tables that are of these PDBs, by GUID and age, and what the others are."""
     by_key = {pdb.key: pdb for pdb in wanted}
     found: dict[Pdb, Path] = {}
     reasons: list[str] = []
@@ -198,8 +198,12 @@ def _seen(ram: Ram) -> str:
     """What else the image tells of its kernel, for a person who looks for symbols elsewhere."""
     found = banners(ram)
     said = "; ".join(f"{text[:200]} (at {at:#x})" for at, text in found[:3])
-    return f". The image says: {said}" if said else ". The image has neither a banner of a Linux kernel nor a "\
+    return (
+        f". The image says: {said}"
+        if said
+        else ". The image has neither a banner of a Linux kernel nor a "
         "CodeView record of a Windows kernel"
+    )
 
 
 def _page_table(kernel: Kernel) -> int | None:

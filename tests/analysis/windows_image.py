@@ -183,7 +183,9 @@ def c_source():
         lines.append(f"struct {name} a{name} = {{0}};")
     lines += [f"__attribute__((aligned(16))) char {name}[{size}] = {{1}};"
               for name, size in SYMBOLS.items()]  # fmt: skip
-    return "\n".join([*lines, "int _fltused; int entry(void) { return 0; }", ""])
+    # volatility3's converter leaves out what is in the last section.
+    last = '__attribute__((section(".zlast"))) int last = 1;'
+    return "\n".join([*lines, last, "int _fltused; int entry(void) { return 0; }", ""])
 
 
 def executable(pdb=PDB, size=0x8000, machine=0x8664):
@@ -312,9 +314,11 @@ class Windows:
         self.kernel.put(SHARED, self.pack(
             "_KUSER_SHARED_DATA", SystemTime__LowPart=now & 0xFFFFFFFF,
             SystemTime__High1Time=now >> 32, SystemTime__High2Time=now >> 32, NtSystemRoot=root,
-            NtBuildNumber=BUILD, NtProductType=struct.pack("<I", 1), NtMajorVersion=10))  # fmt: skip
+            NtBuildNumber=BUILD, NtProductType=struct.pack("<I", 1), NtMajorVersion=10,
+        ))  # fmt: skip
         self.kernel.put(self.symbol("KdVersionBlock"), self.pack(
-            "_DBGKD_GET_VERSION64", MajorVersion=15, MinorVersion=BUILD, MachineType=0x8664))  # fmt: skip
+            "_DBGKD_GET_VERSION64", MajorVersion=15, MinorVersion=BUILD, MachineType=0x8664,
+        ))  # fmt: skip
         self.kernel.put(self.symbol("KeNumberProcessors"), struct.pack("<I", 2))
         self.kernel.put(self.symbol("MmSystemRangeStart"), struct.pack("<Q", 0xFFFF8000_00000000))
 
@@ -412,9 +416,10 @@ class Windows:
 
     def driver(self, name, base, *, hidden=False):
         """Make a module of the kernel; return the address of its entry."""
+        path = self.text(f"\\SystemRoot\\{name}")
         made = self.pack("_LDR_DATA_TABLE_ENTRY", DllBase=base, SizeOfImage=0x9000,
                          **self.named("BaseDllName", *self.text(name)),
-                         **self.named("FullDllName", *self.text(f"\\SystemRoot\\{name}")))  # fmt: skip
+                         **self.named("FullDllName", *path))  # fmt: skip
         at = self.allocate(b"MmLd", made)
         if not hidden:
             self.link(self.symbol("PsLoadedModuleList"), at)

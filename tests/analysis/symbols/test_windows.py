@@ -85,7 +85,7 @@ def test_record_of_an_update_in_the_cache_is_not_taken_for_the_kernel(machine):
     data = bytearray(machine.bytes)
     newer = Pdb("ntkrnlmp.pdb", "11" * 16, 1)
     data[0x50000 : 0x50000 + 64] = record(newer)
-    data[0x60000 : 0x68000] = executable(newer)
+    data[0x60000:0x68000] = executable(newer)
     ram = open_ram(ImageBytes(data))
     assert {r.pdb for r in records(ram)} == {newer, PDB}
     assert find_kernel(ram, records(ram)).pdb == PDB
