@@ -37,7 +37,7 @@ LAYOUT = {
         ("InterruptTime", "_KSYSTEM_TIME"), ("SystemTime", "_KSYSTEM_TIME"),
         ("TimeZoneBias", "_KSYSTEM_TIME"), ("ImageNumberLow", "u16"), ("ImageNumberHigh", "u16"),
         ("NtSystemRoot", "u16[260]"), ("Reserved", "u32[10]"), ("NtBuildNumber", "u32"),
-        ("NtProductType", "e_NT_PRODUCT_TYPE"), ("ProductTypeIsValid", "u32"),
+        ("NtProductType", "e_NT_PRODUCT_TYPE"), ("ProductTypeIsValid", "n"),
         ("NtMajorVersion", "u32"), ("NtMinorVersion", "u32"),
     ],
     "_DBGKD_GET_VERSION64": [
@@ -104,8 +104,9 @@ SYMBOLS = {
     "ObpInfoMaskToOffset": 256, "MmSystemRangeStart": 8, "KdCopyDataBlock": 16,
 }  # fmt: skip
 _BASES = {"u8": ("unsigned char", 1), "c": ("char", 1), "u16": ("unsigned short", 2),
-          "i32": ("long", 4), "u32": ("unsigned long", 4), "i64": ("long long", 8),
-          "u64": ("unsigned long long", 8), "void": ("void", 0)}  # fmt: skip
+          "n": ("unsigned int", 4), "i32": ("long", 4), "u32": ("unsigned long", 4),
+          "i64": ("long long", 8), "u64": ("unsigned long long", 8),
+          "void": ("void", 0)}  # fmt: skip
 _PRODUCTS = {"NtProductWinNt": 1, "NtProductLanManNt": 2, "NtProductServer": 3}
 
 
