@@ -267,10 +267,13 @@ def drivers(
     Args:
         listed: of the list: `Base`, `Size`, `Name`, `Offset`.
         scanned: of a scan of memory, likewise; an unloaded one may still be found.
-        objects: driver objects, `Start`, `Driver Name`: one that starts there was not unloaded.
+        objects: driver objects, `Start` and names: one that starts there was not unloaded.
     """
     known = {row.get("Base") for row in listed}
-    starts = {row.get("Start"): row.get("Driver Name") for row in objects}
+    starts = {
+        row.get("Start"): row.get("Driver Name") or row.get("Name") or "without a name"
+        for row in objects
+    }
     claims = []
     for row in scanned:
         base = row.get("Base")

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import pyarrow as pa
@@ -54,6 +55,7 @@ class Made:
     gate: ClassVar[tuple[str, ...]]
     profiles: ClassVar[Mapping[str, tuple[Plugin, ...]]]
     not_run: ClassVar[str]
+    own: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     never_empty: ClassVar[frozenset[str]] = frozenset()
     rules_kind: ClassVar[type[rules.Rules]]
     tables: ClassVar[Mapping[str, tuple[str, Callable[[Row], Row | None]]]]

@@ -8,7 +8,7 @@ from typing import Any
 
 from analysis import crossview
 from analysis.crossview import Claim
-from analysis.memory import rules
+from analysis.memory import calls, rules
 from analysis.memory.profiles import Plugin
 from analysis.memory.tables import (
     Made,
@@ -38,6 +38,7 @@ QUICK = (
     Plugin(_MODSCAN, _SCAN_S),
     Plugin(_DRIVERS, _SCAN_S),
     Plugin("windows.ssdt.SSDT"),
+    Plugin(calls.NAME),
     Plugin("windows.callbacks.Callbacks", _SCAN_S),
     Plugin("windows.malware.malfind.Malfind", 900),
     Plugin("windows.malware.ldrmodules.LdrModules", 900),
@@ -100,7 +101,7 @@ FULL = (
 # volatility3 passes over much that it does not find without a word.
 NEVER_EMPTY = frozenset((
     _PSSCAN, _CMDLINE, _MODULES, _MODSCAN, _DRIVERS, _NETSCAN, "windows.netstat.NetStat",
-    "windows.ssdt.SSDT", "windows.callbacks.Callbacks", "windows.svcscan.SvcScan",
+    "windows.ssdt.SSDT", calls.NAME, "windows.callbacks.Callbacks", "windows.svcscan.SvcScan",
     "windows.malware.ldrmodules.LdrModules", "windows.dlllist.DllList",
     "windows.registry.hivelist.HiveList", "windows.getsids.GetSIDs", "windows.privileges.Privs",
     "windows.envars.Envars", "windows.handles.Handles", "windows.threads.Threads",
@@ -141,6 +142,7 @@ class Windows(Made):
     )
     never_empty = NEVER_EMPTY
     rules_kind = rules.WindowsRules
+    own = {calls.NAME: calls.Calls}  # noqa: RUF012
     tables = {_NETSCAN: ("sockets", _socket),  # noqa: RUF012
               rules.WindowsRules.name: ("matches", match)}  # fmt: skip
 
@@ -188,14 +190,14 @@ class Windows(Made):
         yield from crossview.processes(views)
         if self._whole(_MODULES) and self._whole(_MODSCAN):
             yield from crossview.drivers(
-                self.rows(_MODULES), self.rows(_MODSCAN), self.rows(_DRIVERS)
+                ({"Base": signed(row["Base"])} for row in self.rows(_MODULES)),
+                ({**row, "Base": signed(row["Base"])} for row in self.rows(_MODSCAN)),
+                ({**row, "Start": signed(row["Start"])} for row in self.rows(_DRIVERS)),
             )
         first, last = (at & _MASK for at in self.image)
         yield from crossview.hooks("ssdt", (
-            {"Index": row["Index"], "Address": row["Address"], "Module": row["Module"],
-             "Symbol": "" if row["Address"] is None or not first <= row["Address"] & _MASK <= last
-             else row["Symbol"] or "in the kernel"}
-            for row in self.rows("windows.ssdt.SSDT")
+            {**row, "Symbol": "here" if first <= row["Address"] & _MASK <= last else ""}
+            for row in self.rows(calls.NAME)
         ))  # fmt: skip
         yield from crossview.hooks("callback", (
             {"Name": row["Type"], "Address": row["Callback"], "Symbol": row["Module"] or ""}
@@ -214,10 +216,11 @@ class Windows(Made):
 
     def _processes(self, views: dict[str, list[Row]]) -> Iterator[Row]:
         arguments = {row["PID"]: row["Args"] for row in self.rows(_CMDLINE)}
-        scanned = {row["address"] for row in views.get("psscan", ())}
+        # Before Windows 10 a scan has physical addresses. A pid is used again, not at one time.
+        scanned = {(row["pid"], row["started"]) for row in views.get("psscan", ())}
         for row in self.rows(_PSLIST):
             view = _viewed(row, "pslist")
-            names = ["pslist", *(["psscan"] if view["address"] in scanned else [])]
+            names = ["pslist", *(["psscan"] if (view["pid"], view["started"]) in scanned else [])]
             yield {**view, "args": arguments.get(row["PID"]), "views": ",".join(names)}
 
     def _modules(self) -> Iterator[Row]:

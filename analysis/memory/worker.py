@@ -143,6 +143,7 @@ def trusted(
         why = f"the symbol table cannot be loaded: {type(e).__name__}: {str(e)[:300]}"
         gap(sink, "symbols", why)
         return None
+    known.update(kind.own)
     made = kind(sink, channel.request, image_of(context, facts), ram=ram, missing=missing)
     run_all(context, known, [Plugin(name) for name in kind.gate], Path("rows"), made.hold)
     if why := made.untrusted():

@@ -18,6 +18,7 @@ from tests.analysis.conftest import ImageBytes
 
 PAGE = 4096
 BASE = 0xFFFFF804_12200000
+ROOTKIT = 0xFFFFF804_14000000
 POOL = 0xFFFFA401_00000000
 TOP = 0x1AD000
 SELF = 0x1ED
@@ -63,13 +64,29 @@ LAYOUT = {
                       ("TableCode", "u64")],
     "_DISPATCHER_HEADER": [("Type", "u32"), ("SignalState", "i32"), ("WaitListHead", _LIST)],
     "_KPROCESS": [("Header", "_DISPATCHER_HEADER"), ("DirectoryTableBase", "u64")],
+    "_RTL_BALANCED_NODE": [("Left", "*_RTL_BALANCED_NODE"), ("Right", "*_RTL_BALANCED_NODE"),
+                           ("ParentValue", "u64")],
+    "_RTL_AVL_TREE": [("Root", "*_RTL_BALANCED_NODE")],
+    "_MMVAD_FLAGS": [("VadType", "u8"), ("Protection", "u8"), ("PrivateMemory", "u8")],
+    "_MMVAD_U": [("VadFlags", "_MMVAD_FLAGS")],
+    "_MMVAD_SHORT": [
+        ("VadNode", "_RTL_BALANCED_NODE"), ("StartingVpn", "u32"), ("EndingVpn", "u32"),
+        ("CommitCharge", "u32"), ("u", "_MMVAD_U"),
+    ],
+    "_MMVAD": [("Core", "_MMVAD_SHORT")],
+    "_DRIVER_EXTENSION": [("DriverObject", "*void"), ("ServiceKeyName", _TEXT)],
+    "_DRIVER_OBJECT": [
+        ("DeviceObject", "*void"), ("DriverStart", "*void"), ("DriverSize", "u32"),
+        ("DriverExtension", "*_DRIVER_EXTENSION"), ("DriverName", _TEXT), ("Reserved", "u64[28]"),
+    ],
     "_EPROCESS": [
         ("Pcb", "_KPROCESS"), ("UniqueProcessId", "*void"), ("ActiveProcessLinks", _LIST),
         ("CreateTime", "_LARGE_INTEGER"), ("ExitTime", "_LARGE_INTEGER"),
         ("InheritedFromUniqueProcessId", "*void"), ("Peb", "*_PEB"), ("Session", "*void"),
         ("ObjectTable", "*_HANDLE_TABLE"), ("Token", "_EX_FAST_REF"), ("WoW64Process", "*void"),
         ("ImageFileName", "c[15]"), ("PriorityClass", "u8"), ("ThreadListHead", _LIST),
-        ("ActiveThreads", "u32"), ("ExitStatus", "i32"), ("Reserved", "u64[48]"),
+        ("ActiveThreads", "u32"), ("ExitStatus", "i32"), ("VadRoot", "_RTL_AVL_TREE"),
+        ("Reserved", "u64[48]"),
     ],
     "_KTHREAD": [("Header", "_DISPATCHER_HEADER")],
     "_ETHREAD": [("Tcb", "_KTHREAD"), ("ThreadListEntry", _LIST)],
@@ -94,14 +111,14 @@ LAYOUT = {
     # A table must have these, though nothing here reads them.
     **{name: [("Reserved", "u64")] for name in (
         "_ERESOURCE", "_TOKEN", "_FILE_OBJECT", "_DEVICE_OBJECT", "_CM_KEY_BODY", "_CMHIVE",
-        "_CM_KEY_NODE", "_CM_KEY_VALUE", "_HMAP_ENTRY", "_MMVAD_SHORT", "_MMVAD", "_KMUTANT",
-        "_DRIVER_OBJECT", "_OBJECT_SYMBOLIC_LINK", "_CONTROL_AREA", "_SHARED_CACHE_MAP", "_VACB",
-        "_IMAGE_DOS_HEADER", "_KTIMER")},
+        "_CM_KEY_NODE", "_CM_KEY_VALUE", "_HMAP_ENTRY", "_KMUTANT", "_OBJECT_SYMBOLIC_LINK",
+        "_CONTROL_AREA", "_SHARED_CACHE_MAP", "_VACB", "_IMAGE_DOS_HEADER", "_KTIMER")},
 }  # fmt: skip
 SYMBOLS = {
     "PsActiveProcessHead": 16, "PsLoadedModuleList": 16, "KdDebuggerDataBlock": 0x400,
     "KdVersionBlock": 16, "KeNumberProcessors": 4, "ObTypeIndexTable": 128, "ObHeaderCookie": 4,
     "ObpInfoMaskToOffset": 256, "MmSystemRangeStart": 8, "KdCopyDataBlock": 16,
+    "KiServiceTable": 64, "KiServiceLimit": 4, "MmProtectToValue": 128, "NtOpenFile": 16,
 }  # fmt: skip
 _BASES = {"u8": ("unsigned char", 1), "c": ("char", 1), "u16": ("unsigned short", 2),
           "n": ("unsigned int", 4), "i32": ("long", 4), "u32": ("unsigned long", 4),
@@ -321,13 +338,17 @@ class Windows:
             "_DBGKD_GET_VERSION64", MajorVersion=15, MinorVersion=BUILD, MachineType=0x8664,
         ))  # fmt: skip
         self.kernel.put(self.symbol("KeNumberProcessors"), struct.pack("<I", 2))
+        values = (1, 2, 0x10, 0x20, 4, 8, 0x40, 0x80)
+        self.kernel.put(self.symbol("MmProtectToValue"), struct.pack("<8I", *values))
         self.kernel.put(self.symbol("MmSystemRangeStart"), struct.pack("<Q", 0xFFFF8000_00000000))
 
     def types(self):
         """The kernel's table of types of objects: none of them, then Process."""
-        name = self.text("Process")
-        kind = self.allocate(b"ObjT", self.pack("_OBJECT_TYPE", **self.named("Name", *name)))
-        table = struct.pack("<QQQQ", 0, kind, kind, 0)
+        process, driver = (
+            self.allocate(b"ObjT", self.pack("_OBJECT_TYPE", **self.named("Name", *name)))
+            for name in (self.text("Process"), self.text("Driver"))
+        )
+        table = struct.pack("<QQQQQ", 0, process, process, driver, 0)
         self.kernel.put(self.symbol("ObTypeIndexTable"), table)
         self.kernel.put(self.symbol("ObHeaderCookie"), bytes(4))
 
@@ -369,17 +390,20 @@ class Windows:
             pair = struct.pack("<QQ", ring[(n + 1) % len(ring)], ring[n - 1])
             self.kernel.put(entry, pair)
 
-    def process(self, pid, ppid, name, *, hidden=False, ended=0, command=None, dlls=()):
-        """Make a process; return the address of its _EPROCESS."""
+    def process(self, pid, ppid, name, *, hidden=False, ended=0, command=None, dlls=(),
+                code=False):  # fmt: skip
+        """Make a process, `code`: with an area that malfind finds; return its _EPROCESS."""
         handles = self.allocate(b"Obtb", self.pack("_HANDLE_TABLE"))
         space, peb = self._user(command, dlls) if command else (self.kernel, 0)
+        area = self.injected(space) if code else 0
         body = self.pack("_OBJECT_HEADER", PointerCount=5, HandleCount=2)
         inner = self.field("_OBJECT_HEADER", "Body")[0]
         made = self.pack(
             "_EPROCESS", Pcb__DirectoryTableBase=space.top, UniqueProcessId=pid,
             InheritedFromUniqueProcessId=ppid, ImageFileName=name.encode(), Peb=peb,
             CreateTime__QuadPart=BOOT + pid * 10**7, ExitTime__QuadPart=ended,
-            ActiveThreads=0 if ended else 3, ObjectTable=0 if ended else handles)  # fmt: skip
+            ActiveThreads=0 if ended else 3, ObjectTable=0 if ended else handles,
+            VadRoot__Root=area)  # fmt: skip
         at = self.allocate(b"Proc", body[:inner] + made) + inner
         threads = at + self.field("_EPROCESS", "ThreadListHead")[0]
         self.kernel.put(threads, struct.pack("<QQ", threads, threads))
@@ -415,6 +439,31 @@ class Windows:
             space.put(entry, struct.pack("<QQ", ring[(n + 1) % len(ring)], ring[n - 1]))
         return space, 0x10000
 
+    def injected(self, space):
+        """Map a page that can be written and executed at 0x700000; return the area's address."""
+        space.fill(0x700000, b"\x55\x48" + b"\x90" * 100)
+        return self.allocate(b"VadS", self.pack(
+            "_MMVAD_SHORT", StartingVpn=0x700, EndingVpn=0x700, u__VadFlags__Protection=6,
+            u__VadFlags__PrivateMemory=1))  # fmt: skip
+
+    def calls(self, *targets):
+        """Fill the table of system calls with these addresses."""
+        table = self.symbol("KiServiceTable")
+        entries = [(at - table) << 4 for at in targets]
+        self.kernel.put(table, struct.pack(f"<{len(entries)}i", *entries))
+        self.kernel.put(self.symbol("KiServiceLimit"), struct.pack("<I", len(entries)))
+
+    def driver_object(self, name, base):
+        """Make the object of a driver, beside its module."""
+        path = self.text(f"\\Driver\\{name}")
+        made = self.pack("_DRIVER_OBJECT", DriverStart=base, DriverSize=0x9000,
+                         **self.named("DriverName", *path))  # fmt: skip
+        header = self.pack("_OBJECT_HEADER", PointerCount=2)
+        inner = self.field("_OBJECT_HEADER", "Body")[0]
+        at = self.allocate(b"Driv", header[:inner] + made)
+        kind = self.field("_OBJECT_HEADER", "TypeIndex")[0]
+        self.kernel.put(at + kind, bytes([3 ^ at >> 8 & 0xFF]))  # the third, hidden by its address
+
     def driver(self, name, base, *, hidden=False):
         """Make a module of the kernel; return the address of its entry."""
         path = self.text(f"\\SystemRoot\\{name}")
@@ -428,18 +477,25 @@ class Windows:
 
 
 def usual(**options):
-    """A machine with a few processes and drivers, one of each unlinked, one process ended."""
+    """A machine with a few processes and drivers.
+
+    hidden.exe and rootkit.sys are unlinked, gone.exe has ended, old.sys is unloaded; evil.exe has
+    code in memory of its own, and a system call leads into rootkit.sys.
+    """
     machine = Windows(**options)
     machine.process(4, 0, "System")
     machine.process(92, 4, "Registry")
     machine.process(404, 4, "smss.exe", command="\\SystemRoot\\smss.exe", dlls=["ntdll.dll"])
     machine.process(1200, 404, "evil.exe", command='"C:\\evil.exe" -c 192.0.2.7',
-                    dlls=["evil.exe", "ntdll.dll"])  # fmt: skip
+                    dlls=["evil.exe", "ntdll.dll"], code=True)  # fmt: skip
     machine.process(1300, 404, "hidden.exe", hidden=True)
     machine.process(1400, 404, "gone.exe", hidden=True, ended=BOOT + 2000 * 10**7)
     machine.driver("ntoskrnl.exe", machine.base)
     machine.driver("tcpip.sys", 0xFFFFF804_20000000)
-    machine.driver("rootkit.sys", 0xFFFFF804_30000000, hidden=True)
+    machine.driver("rootkit.sys", ROOTKIT, hidden=True)
+    machine.driver("old.sys", 0xFFFFF804_31000000, hidden=True)
+    machine.driver_object("rootkit", ROOTKIT)
+    machine.calls(machine.symbol("NtOpenFile"), ROOTKIT + 0x10)
     return machine
 
 

@@ -17,7 +17,7 @@ from analysis.query import query
 from pipeline.symbols import files, take
 from tests.analysis import windows_image
 from tests.analysis.linked import link, loaded
-from tests.analysis.windows_image import BASE, BOOT, crash_dump, isf, usual
+from tests.analysis.windows_image import BASE, BOOT, ROOTKIT, crash_dump, isf, usual
 from tests.evidence_store import kit
 
 
@@ -57,7 +57,7 @@ def test_processes_are_those_of_the_kernels_list(seen):
 
 def test_process_that_was_unlinked_is_found_and_one_that_ended_is_told_apart(seen):
     world, _ = seen
-    sql = "SELECT rule, severity, pid FROM findings WHERE pid IS NOT NULL ORDER BY pid"
+    sql = "SELECT rule, severity, pid FROM findings WHERE rule LIKE 'process%' ORDER BY pid"
     assert rows(world, sql) == [
         ("process.hidden", "high", 1300), ("process.ended", "info", 1400)]  # fmt: skip
     assert rows(world, "SELECT view, state FROM process_views WHERE pid = 1400") == [
@@ -65,16 +65,36 @@ def test_process_that_was_unlinked_is_found_and_one_that_ended_is_told_apart(see
     ]
 
 
-def test_driver_that_was_unlinked_is_found(seen):
+def test_drivers_that_the_list_leaves_out_are_told_apart_by_their_objects(seen):
     world, _ = seen
-    sql = "SELECT name, views, address FROM modules ORDER BY address"
+    sql = "SELECT name, views FROM modules ORDER BY name"
     assert rows(world, sql) == [
-        ("ntoskrnl.exe", "modules,modscan", BASE - (1 << 64)),
-        ("tcpip.sys", "modules,modscan", 0xFFFFF804_20000000 - (1 << 64)),
-        ("rootkit.sys", "modscan", 0xFFFFF804_30000000 - (1 << 64)),
+        ("ntoskrnl.exe", "modules,modscan"), ("old.sys", "modscan"), ("rootkit.sys", "modscan"),
+        ("tcpip.sys", "modules,modscan"),
+    ]  # fmt: skip
+    sql = "SELECT address FROM modules WHERE name = 'rootkit.sys'"
+    assert rows(world, sql) == [(ROOTKIT - (1 << 64),)]
+    sql = "SELECT severity, title, explanation FROM findings WHERE rule = 'module.hidden'"
+    assert sorted(rows(world, sql)) == [
+        ("high", "module rootkit.sys is not in the kernel's list", "hidden or race"),
+        ("medium", "module old.sys is not in the kernel's list", "unloaded or hidden"),
     ]
-    found = rows(world, "SELECT title FROM findings WHERE rule = 'module.hidden'")
-    assert found == [("module rootkit.sys is not in the kernel's list",)]
+
+
+def test_system_call_that_leads_out_of_the_kernel_is_a_hook(seen):
+    world, _ = seen
+    sql = "SELECT rule, severity, title, address FROM findings WHERE rule LIKE '%ssdt'"
+    ((rule, severity, title, address),) = rows(world, sql)
+    assert (rule, severity, title) == (
+        "hook.ssdt", "high", "ssdt entry 1 leads out of the kernel")  # fmt: skip
+    assert address & (1 << 48) - 1 == ROOTKIT + 0x10 & (1 << 48) - 1
+
+
+def test_code_in_memory_of_a_process_is_found(seen):
+    world, _ = seen
+    sql = "SELECT pid, address, title FROM findings WHERE rule = 'memory.injected'"
+    assert rows(world, sql) == [
+        (1200, 0x700000, "process 1200 evil.exe has executable memory of its own")]  # fmt: skip
 
 
 def test_libraries_and_times_stand_in_their_tables(seen):
@@ -91,7 +111,7 @@ def test_what_says_nothing_is_a_gap_and_no_empty_table(seen):
     said = " ".join(r for (r,) in rows(world, "SELECT reason FROM coverage WHERE level = 'gap'"))
     for plugin in ("netscan.NetScan", "callbacks.Callbacks", "privileges.Privs"):
         assert f"windows.{plugin} gave no rows, though every running system has some" in said
-    assert "windows.ssdt.SSDT: it failed after 0 rows" in said
+    assert "windows.registry.hivelist.HiveList: it failed after 0 rows" in said
     assert "could not be imported" not in said
     limits = " ".join(r for (r,) in rows(world, "SELECT reason FROM coverage "
                                          "WHERE level = 'limit'"))  # fmt: skip
@@ -161,10 +181,22 @@ def test_hostile_names_are_text_and_no_end(tmp_path):
     assert "<b>" in comm
 
 
+RULES = {"memory": {"a.yar": b"rule code { strings: $a = { 55 48 90 90 90 90 } condition: $a }"}}
+
+
+def test_rules_match_with_the_process_that_has_the_page(tmp_path):
+    world, _ = explained(tmp_path, bytes(usual().bytes), isf(), given=RULES)
+    assert rows(world, "SELECT rule, pid, comm, virtual FROM matches") == [
+        ("code", 1200, "evil.exe", 0x700000)]  # fmt: skip
+
+
 def test_rules_match_where_no_owner_of_a_page_can_be_found(tmp_path):
-    rules = {"memory": {"a.yar": b'rule c2 { strings: $a = "192.0.2.7" wide condition: $a }'}}
-    world, _ = explained(tmp_path, bytes(usual().bytes), isf(), given=rules)
-    assert rows(world, "SELECT DISTINCT rule FROM matches") == [("c2",)]
+    table = isf()
+    del table["user_types"]["_EPROCESS"]["fields"]["VadRoot"]
+    world, _ = explained(tmp_path, bytes(usual().bytes), table, given=RULES)
+    assert rows(world, "SELECT rule, pid FROM matches") == [("code", None)]
+    said = " ".join(r for (r,) in rows(world, "SELECT reason FROM coverage"))
+    assert "not all owners of pages are known" in said
 
 
 def test_files_are_not_taken_out_of_windows_and_that_is_said(tmp_path):
@@ -205,6 +237,7 @@ def test_every_plugin_of_the_profiles_exists():
     from analysis.memory.kernel import plugins
 
     known, failed = plugins()
+    known.update(Windows.own)
     named = {*Windows.gate, *(plugin.name for plugin in FULL)}
     assert (named | set(NOT_RUN)) - set(known) == set()
     assert named >= NEVER_EMPTY
@@ -252,3 +285,73 @@ def test_gate(tmp_path, names, said, says):
     why = gate(tmp_path, names, said)
     assert says in why
     assert bool(why) == bool(says)
+
+
+class Kept:
+    """A sink that keeps rows by table."""
+
+    job = "memory"
+
+    def __init__(self):
+        self.tables = {}
+        self.gaps = []
+
+    def rows(self, table, batch):
+        self.tables.setdefault(table, []).extend(batch.to_pylist())
+
+    def coverage(self, **row):
+        self.gaps.append(row)
+
+
+@pytest.fixture
+def made(tmp_path):
+    """Give results of plugins to the tables of Windows; return what they became."""
+
+    def run(results):
+        sink = Kept()
+        windows = Windows(sink, {"item": "E0001", "item_digest": "ab"}, (0x1000, 0x1FFF))
+        for plugin, given in results.items():
+            path = tmp_path / f"{plugin}.jsonl"
+            columns = list(given[0]) if given else ["PID"]
+            lines = [columns, *({"d": 0, "v": list(row.values())} for row in given)]
+            path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            windows.take(Result(plugin, path, columns))
+        windows.finish()
+        return sink
+
+    return run
+
+
+def test_sockets_of_windows_stand_in_the_table_of_sockets(made):
+    row = {"Offset": 0xA40100001000, "Proto": "TCPv6", "LocalAddr": "::", "LocalPort": 445,
+           "ForeignAddr": "*", "ForeignPort": 0, "State": "LISTENING", "PID": 4,
+           "Owner": "System", "Created": None}  # fmt: skip
+    udp = {**row, "Proto": "UDPv4", "LocalAddr": "0.0.0.0", "State": None, "PID": None}
+    found = made({"windows.netscan.NetScan": [row, udp]}).tables["sockets"]
+    keys = ("pid", "protocol", "family", "type", "local_port", "state", "comm")
+    assert [tuple(one[key] for key in keys) for one in found] == [
+        (4, "TCP", "AF_INET6", "STREAM", 445, "LISTENING", "System"),
+        (0, "UDP", "AF_INET", "DGRAM", 445, None, "System"),
+    ]
+    assert found[0]["address"] == 0xFFFFA40100001000 - (1 << 64)
+
+
+def test_callback_into_no_module_is_told(made):
+    row = {"Type": "PspLoadImageNotifyRoutine", "Callback": 0x5000, "Module": None,
+           "Symbol": None, "Detail": None}  # fmt: skip
+    named = {**row, "Module": "fltmgr"}
+    found = made({"windows.callbacks.Callbacks": [row, named]}).tables["findings"]
+    assert [(one["rule"], one["address"]) for one in found] == [("hook.callback", 0x5000)]
+
+
+def test_views_of_threads_and_sessions_are_kept(made):
+    row = {"Name": "x.exe", "PID": 8, "pslist": False, "psscan": True, "thrdscan": True,
+           "csrss": False, "Exit Time": None}  # fmt: skip
+    found = made({"windows.malware.psxview.PsXView": [row]}).tables["process_views"]
+    assert [(one["view"], one["pid"]) for one in found] == [("thrdscan", 8)]
+
+
+def test_scan_that_was_cut_short_makes_nothing_seem_hidden(made, tmp_path):
+    gone = {"Offset": 1, "Base": 2, "Size": 3, "Name": "a.sys", "Path": "a", "File output": ""}
+    sink = made({"windows.modscan.ModScan": [gone]})
+    assert "findings" not in sink.tables, "without the list nobody knows what it leaves out"
