@@ -110,7 +110,7 @@ deps:  ## Debian packages for the slow tests and benchmarks (root).
 	  exfatprogs exfat-fuse fdisk strace openssl dash zstd \
 	  chromium poppler-utils sleuthkit ewf-tools dc3dd shellcheck \
 	  qemu-utils libnbd-bin postgresql debootstrap packer nftables \
-	  openssh-server openssh-client lz4 qemu-system-x86 gcc libc6-dev
+	  openssh-server openssh-client lz4 qemu-system-x86 gcc libc6-dev clang lld
 
 ami-input: $(VENV)/.dev  ## What the forensics image is provisioned with, by SHA-256 (AMI_INPUT=options of ami/prepare.py).
 	$(BIN)/python ami/prepare.py $(AMI_INPUT)

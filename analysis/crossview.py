@@ -16,7 +16,7 @@ from typing import Any
 Row = Mapping[str, Any]
 MAX_ROWS = 20
 _MAX_ROWS_TEXT = 8000
-_DEAD = ("EXIT_DEAD", "EXIT_ZOMBIE", "EXIT_TRACE", "TASK_DEAD")
+_DEAD = ("EXIT_DEAD", "EXIT_ZOMBIE", "EXIT_TRACE", "TASK_DEAD", "exited")
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def processes(views: Mapping[str, Sequence[Row]], times: Times | None = None) ->
         if row.get("state") in _DEAD:
             claims.append(Claim(
                 "process.ended", "info", f"process {row['pid']} {row['comm']} has ended",
-                "Its task structure is still in memory and says that it has exited.",
+                "Its structure is still in memory and says that it has exited.",
                 "exit", row["pid"], row.get("address"), (row,)))  # fmt: skip
         elif "pslist" in views:
             claims.append(_hidden(row, "the kernel's lists", "a scan of all memory"))
@@ -265,6 +265,56 @@ def modules(rows: Iterable[Row]) -> list[Claim]:
             "(race); a rootkit that unlinks itself does just this.",
             "hidden or race", None, row.get("Address"), (row,)))  # fmt: skip
     return claims
+
+
+def drivers(
+    listed: Iterable[Row], scanned: Iterable[Row], objects: Iterable[Row]
+) -> list[Claim]:  # fmt: skip
+    """Return drivers of Windows that the kernel's list of modules leaves out.
+
+    Args:
+        listed: of the list: `Base`, `Size`, `Name`, `Offset`.
+        scanned: of a scan of memory, likewise; an unloaded one may still be found.
+        objects: driver objects, `Start` and names: one that starts there was not unloaded.
+    """
+    known = {row.get("Base") for row in listed}
+    starts = {
+        row.get("Start"): row.get("Driver Name") or row.get("Name") or "without a name"
+        for row in objects
+    }
+    claims = []
+    for row in scanned:
+        base = row.get("Base")
+        if not base or base in known:
+            continue
+        known.add(base)
+        name, of = row.get("Name"), starts.get(base)
+        claims.append(Claim(
+            "module.hidden", "medium" if of is None else "high",
+            f"module {name} is not in the kernel's list",
+            "A scan of memory finds it, the kernel's list of loaded modules has it not. "
+            + ("One that was unloaded looks so until its memory is used again; a rootkit that "
+               "unlinks itself does too." if of is None else
+               f"The driver object {of} still starts in it, so it was not unloaded: a rootkit that "
+               "unlinks itself does just this; so does one that was being loaded (race)."),
+            "unloaded or hidden" if of is None else "hidden or race",
+            None, base, (row,)))  # fmt: skip
+    return claims
+
+
+def unlinked(rows: Iterable[Row]) -> list[Claim]:
+    """Return executables mapped in processes that none of the loader's lists has (ldrmodules)."""
+    lists = ("InLoad", "InInit", "InMem")
+    return [
+        Claim("image.unlinked", "low",
+              f"process {row.get('Pid')} {row.get('Process')} maps {row['MappedPath']} unlisted",
+              "Its memory maps the file as an executable, and none of the three lists of its "
+              "loader has it. Files that are mapped for their resources alone look so; a library "
+              "that unlinked itself does too.",
+              "data or hidden", row.get("Pid"), row.get("Base"), (row,))
+        for row in rows
+        if row.get("MappedPath") and not any(row.get(name) for name in lists)
+    ]  # fmt: skip
 
 
 def sockets(listed: Iterable[Row], scanned: Iterable[Row]) -> list[Claim]:

@@ -84,7 +84,7 @@ JOBS: Mapping[str, Job] = {
              "live_mounts", "live_sessions", "live_open_files", "live_mappings",
              "live_environment", "live_schedule", "live_services", "live_containers", "timeline"),
             layout="set", limits=Limits(address_space=3 << 30)),
-        Job("symbols", "analysis.symbols.job", ("memory",), ("kernels", "symbols"),
+        Job("symbols", "analysis.symbols.job", ("memory",), ("kernels", "pdbs", "symbols"),
             beside=SIDE_CARS,
             limits=Limits(address_space=3 << 30)),
         Job("memory", "analysis.memory.worker", ("memory",),

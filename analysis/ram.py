@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """A captured memory image as one physical address space, whatever file format it came in.
 
-Raw, LiME version 1, ELF core (QEMU, DumpIt, a copy of /proc/kcore) and AVML (LiME's header with
-Snappy frames, decompressed as they are read). The file is hostile: ranges may overlap, run past its
-end or be a million; what could not be taken at its word stands in `problems`, what is there is
-read. Nothing is ever held whole, so 64 GiB cost what is looked at.
+Raw, LiME version 1, ELF core (QEMU, DumpIt, a copy of /proc/kcore), AVML (LiME's header with
+Snappy frames, decompressed as they are read) and 64-bit Windows crash dumps (full, or by a bitmap
+of pages). The file is hostile: ranges may overlap, run past its end or be a million; what could not
+be taken at its word stands in `problems`, what is there is read. Nothing is ever held whole, so
+64 GiB cost what is looked at.
 
 Source: LiME doc/README (header `<IIQQQ`, inclusive end); AVML src/image.rs (version 2, magic
 0x4C4D5641: Snappy frames, then the frame bytes as u64); elf(5); the Snappy framing format,
-https://github.com/google/snappy/blob/main/framing_format.txt.
+https://github.com/google/snappy/blob/main/framing_format.txt; _DUMP_HEADER64 and _SUMMARY_DUMP as
+volatility3 has them (crash64.json, crash_common.json).
 """
 
 from __future__ import annotations
@@ -36,7 +38,15 @@ _MAX_FRAME = 1 << 16
 _STREAM_ID = b"\xff\x06\x00\x00sNaPpY"
 _KINDS = {b"KDUMP   ": "a compressed kdump", b"DISKDUMP": "a diskdump",
           b"PK\x03\x04": "a ZIP archive", b"\x1f\x8b": "compressed by gzip",
-          b"\x28\xb5\x2f\xfd": "compressed by zstd", b"\xfd7zXZ": "compressed by xz"}  # fmt: skip
+          b"\x28\xb5\x2f\xfd": "compressed by zstd", b"\xfd7zXZ": "compressed by xz",
+          b"PAGEDUMP": "a crash dump of 32-bit Windows",
+          **dict.fromkeys((b"hibr", b"HIBR", b"wake", b"WAKE", b"RSTR"),
+                          "a hibernation file of Windows")}  # fmt: skip
+_MACHINES = {0x8664: "x86-64", 0xAA64: "arm64", 0x14C: "x86"}  # IMAGE_FILE_MACHINE_*
+_PAGE = 4096
+_DUMP_HEADER = 2 * _PAGE
+_MAX_RUNS = 1 << 19  # of pages in a bitmap; about 100 bytes each
+_MAX_BITMAP = 64 << 20  # 2 TiB of memory
 
 
 class Bytes(Protocol):
@@ -71,14 +81,19 @@ class Ram:
     """Physical memory. Not for use by several threads at once.
 
     Attributes:
-        format: "raw", "lime", "avml" or "elf".
+        format: "raw", "lime", "avml", "elf" or "crash".
         ranges: ascending, disjoint.
         problems: what the file says and does not hold.
-        machine: of an ELF core: "x86-64", "arm64", "machine N"; else "".
+        machine: of an ELF core or crash dump: "x86-64", "arm64", "machine N"; else "".
+        page_table: physical, of the top page table that a crash dump names; else None.
     """
 
-    def __init__(self, kind: str, ranges: list[Range], problems: list[Problem], machine: str = ""):
+    def __init__(
+        self, kind: str, ranges: list[Range], problems: list[Problem], machine: str = "",
+        page_table: int | None = None,
+    ):  # fmt: skip
         self.format = kind
+        self.page_table = page_table
         self.problems = problems
         self.machine = machine
         self.ranges = self._disjoint(ranges)
@@ -197,6 +212,8 @@ def open_ram(image: Bytes) -> Ram:
             )
     if head[:4] == b"\x7fELF":
         return _elf(image, head)
+    if head.startswith(b"PAGEDU64"):
+        return _crash(image)
     if len(head) >= 4 and struct.unpack_from("<I", head)[0] in (_LIME, _AVML):
         return _lime(image)
     return Ram("raw", [Range(0, image.size, 0, image)] if image.size else [], [])
@@ -367,3 +384,102 @@ def _elf(image: Bytes, head: bytes) -> Ram:
     if not ranges:
         raise UnsupportedImageError("the ELF image holds no range of physical memory")
     return Ram("elf", ranges, problems, names.get(machine, f"machine {machine}"))
+
+
+def _crash(image: Bytes) -> Ram:
+    """A crash dump of 64-bit Windows: runs of pages in its header, or a bitmap of pages."""
+    head = image.pread(_DUMP_HEADER, 0)
+    if len(head) < _DUMP_HEADER:
+        raise UnsupportedImageError("the crash dump ends inside its header")
+    (kind,) = struct.unpack_from("<I", head, 0xF98)
+    problems: list[Problem] = []
+    if kind == 1:
+        runs = _stated_runs(head, problems)
+        first = _DUMP_HEADER
+    elif kind in (5, 6):
+        first, runs = _bitmap_runs(image, problems)
+        if kind == 6:
+            why = "the crash dump holds the kernel's memory only, none of processes"
+            problems.append(Problem(0, 0, why))
+    else:
+        raise UnsupportedImageError(
+            f"the crash dump is of type {kind}: not a full one, and without a bitmap of its pages",
+            hint="a small dump holds no memory; take a complete or active one",
+        )
+    ranges: list[Range] = []
+    at = first
+    for page, pages in runs:
+        start, size = page * _PAGE, pages * _PAGE
+        held = max(0, min(size, image.size - at))
+        if held < size:
+            why = f"the image ends {size - held} bytes before the range {start:#x} does"
+            problems.append(Problem(min(at + held, image.size), 0, why))
+        if held:
+            ranges.append(Range(start, start + held, at, image))
+        at += size
+        if at >= image.size and held < size:
+            problems.append(Problem(image.size, 0, "what follows that range is not there either"))
+            break
+    if not ranges:
+        raise UnsupportedImageError("the crash dump holds no page of physical memory")
+    top, machine = struct.unpack_from("<Q", head, 0x10)[0], struct.unpack_from("<I", head, 0x30)[0]
+    return Ram("crash", ranges, problems, _MACHINES.get(machine, f"machine {machine:#x}"),
+               top & (_PHYSICAL - _PAGE))  # fmt: skip
+
+
+def _stated_runs(head: bytes, problems: list[Problem]) -> list[tuple[int, int]]:
+    """Return (first page, pages) of a full dump's header."""
+    (count,) = struct.unpack_from("<I", head, 0x88)
+    room = (0x348 - 0x98) // 16  # up to the context record
+    if count > room:
+        problems.append(Problem(0x88, 4, f"{count} runs of memory are stated; {room} have room"))
+        count = room
+    runs = []
+    for index in range(count):
+        page, pages = struct.unpack_from("<QQ", head, 0x98 + 16 * index)
+        if not pages or page + pages > _PHYSICAL // _PAGE:
+            why = f"run {index} of memory is impossible; nothing behind it can be placed"
+            problems.append(Problem(0x98 + 16 * index, 16, why))
+            break
+        runs.append((page, pages))
+    return runs
+
+
+def _bitmap_runs(image: Bytes, problems: list[Problem]) -> tuple[int, list[tuple[int, int]]]:
+    """Return where the pages begin in the file, and (first page, pages) of what the bitmap has."""
+    head = image.pread(0x38, _DUMP_HEADER)
+    if len(head) < 0x38 or head[:4] not in (b"SDMP", b"FDMP") or head[4:8] != b"DUMP":
+        raise UnsupportedImageError("the bitmap of the crash dump's pages is not there")
+    first, present, bits = struct.unpack_from("<QQQ", head, 0x20)
+    length = min(-(-bits // 8), _MAX_BITMAP)
+    bitmap = image.pread(length, _DUMP_HEADER + 0x38)
+    if len(bitmap) < -(-bits // 8):
+        why = f"the bitmap states {bits} pages and has {8 * len(bitmap)}, or more than are read"
+        problems.append(Problem(_DUMP_HEADER, 0, why))
+    runs: list[tuple[int, int]] = []
+    begin: int | None = None
+    total = 0
+    for index, byte in enumerate(bitmap):
+        # Most bytes go on with what the one before had.
+        if (byte == 0 and begin is None) or (byte == 0xFF and begin is not None):
+            continue
+        for bit in range(8):
+            page = index * 8 + bit
+            if byte >> bit & 1:
+                begin = page if begin is None else begin
+            elif begin is not None:
+                runs.append((begin, page - begin))
+                total += page - begin
+                begin = None
+        if len(runs) >= _MAX_RUNS:
+            problems.append(Problem(_DUMP_HEADER, 0, f"only {_MAX_RUNS} runs of pages are read"))
+            begin = None
+            break
+    else:
+        if begin is not None:
+            runs.append((begin, 8 * len(bitmap) - begin))
+            total += runs[-1][1]
+        if total != present:
+            why = f"the bitmap has {total} pages and its header states {present}"
+            problems.append(Problem(_DUMP_HEADER + 0x28, 8, why))
+    return first, runs

@@ -151,28 +151,56 @@ COVERAGE = pa.schema(
 
 _ADDRESS = "virtual address of the kernel object, as a signed 64-bit number"
 
+SYSTEMS = ("linux", "windows")
+"""Values of `kernels.system`."""
+
 KERNELS = pa.schema(
     [
         *_EVIDENCE,
-        _field("release", pa.string(), "as uname -r"),
+        _field("system", pa.string(), "one of SYSTEMS; null (linux) in results of old", null=True),
+        _field("release", pa.string(), 'as uname -r; Windows: as "10.0 build 19041"'),
         _field("machine", pa.string(), "x86-64"),
-        _field("banner", pa.string(), "linux_banner, without its newline"),
+        _field("banner", pa.string(), "linux_banner, without its newline; Windows: name of PDB"),
         _field("boot_id", pa.string(), "of this boot; null if nobody had asked for it", null=True),
-        _field("build_id", pa.string(), 'of vmlinux, hex; "" if the kernel states none'),
-        _field("offset", pa.int64(), "of the VMCOREINFO note in the item", null=True),
-        _field("address", pa.int64(), "physical, of the VMCOREINFO note"),
-        _field("kernel_offset", pa.int64(), "KASLR shift, bytes"),
+        _field(
+            "build_id",
+            pa.string(),
+            'of vmlinux, hex; "" if the kernel states none; Windows: GUID and age of its PDB',
+        ),
+        _field("offset", pa.int64(), "in the item, of what is at `address`", null=True),
+        _field("address", pa.int64(), "physical, of the VMCOREINFO note; Windows: of its image"),
+        _field("kernel_offset", pa.int64(), "KASLR shift, bytes; Windows: base, signed 64 bits"),
         _field(
             "page_table", pa.int64(), "physical address of the kernel's top page table", null=True
         ),
         _field("levels", pa.int32(), "of page tables, 4 or 5"),
-        _field("source", pa.string(), "what the symbols were made from: image, side-cars, given"),
+        _field(
+            "source",
+            pa.string(),
+            'what the symbols were made from: image, side-cars, given; "" if there are none',
+        ),
         _field("symbols", pa.int64(), "how many"),
         _field("types", pa.int64(), "structs and unions"),
-        _field("sha256", pa.string(), "of the symbol table (JSON, not compressed)"),
+        _field("sha256", pa.string(), 'of the symbol table (JSON, not compressed); "" without one'),
         *_TOOL,
     ]
 )
+
+PDBS = pa.schema(
+    [
+        *_EVIDENCE,
+        _field("pdb", pa.string(), "name of the file of symbols, as the image of its code has it"),
+        _field("guid", pa.string(), "32 hex digits"),
+        _field("age", pa.int64(), "how often the PDB was changed"),
+        _field("used_by", pa.string(), "kernel, or the plugins that ask for it"),
+        _field("url", pa.string(), "where Microsoft offers it; never asked from here"),
+        _field("address", pa.int64(), "physical, of its CodeView record"),
+        _field("offset", pa.int64(), "of the record in the item", null=True),
+        _field("object", pa.string(), "member of the result that is its table; null: it lacks",
+               null=True),
+        *_TOOL,
+    ]
+)  # fmt: skip
 
 PROCESSES = pa.schema(
     [
@@ -548,9 +576,10 @@ LIVE_CONTAINERS = pa.schema(
 )
 
 TABLES: Mapping[str, pa.Schema] = MappingProxyType({
-    "files": FILES, "kernels": KERNELS, "processes": PROCESSES, "process_views": PROCESS_VIEWS,
-    "sockets": SOCKETS, "modules": MODULES, "memory": MEMORY, "matches": MATCHES,
-    "extracted": EXTRACTED, "live_outcomes": LIVE_OUTCOMES, "live_host": LIVE_HOST,
+    "files": FILES, "kernels": KERNELS, "pdbs": PDBS, "processes": PROCESSES,
+    "process_views": PROCESS_VIEWS, "sockets": SOCKETS, "modules": MODULES, "memory": MEMORY,
+    "matches": MATCHES, "extracted": EXTRACTED, "live_outcomes": LIVE_OUTCOMES,
+    "live_host": LIVE_HOST,
     "live_processes": LIVE_PROCESSES, "live_sockets": LIVE_SOCKETS, "live_modules": LIVE_MODULES,
     "live_mounts": LIVE_MOUNTS, "live_sessions": LIVE_SESSIONS,
     "live_open_files": LIVE_OPEN_FILES, "live_mappings": LIVE_MAPPINGS,

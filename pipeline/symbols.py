@@ -8,16 +8,27 @@ import hashlib
 import json
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from analysis.errors import AnalysisError
-from analysis.symbols.isf import read_isf
+from analysis.errors import AnalysisError, SymbolsError
+from analysis.jobs import open_part
+from analysis.symbols.isf import read_table
 from analysis.symbols.job import CAPTURED, SIDE_CARS
+from analysis.symbols.pdb import MAGIC
+from analysis.symbols.windows import PDB_NAME, Pdb
+from evidence_store.child import Child, Limits
+from evidence_store.model import clean
 from pipeline.config import data_home
 
 _MAX_FILES = 64
 _MAX_BYTES = 1 << 30
+_MAX_PDB = 1 << 30
+_PDB_LIMITS = Limits(cpu_s=3600, wall_s=3600.0, file_bytes=1 << 30)
+_PDB_PART = "symbols/00000000.json.gz"
 _AS_CAPTURED = {captured: name for name, captured in CAPTURED.items()}
 _SUFFIXES = (".json", ".json.gz", ".json.xz", ".isf")
 
@@ -43,6 +54,8 @@ def files(path: Path) -> dict[str, bytes]:
     )  # fmt: skip
     if not found:
         raise AnalysisError(f"no symbol table in {path}", hint="files *.json, *.json.gz, *.json.xz")
+    if single and _is_pdb(path):
+        raise AnalysisError(f"{path} is a PDB", hint=f"impound symbols import {path}")
     size = sum(one.stat().st_size for one in found)
     if len(found) > _MAX_FILES or size > _MAX_BYTES:
         raise AnalysisError(
@@ -59,22 +72,74 @@ def _name(number: int, name: str) -> str:
     return f"{number:04d}-{re.sub('[^A-Za-z0-9._-]', '_', name)[-80:]}"
 
 
-def take(paths: Iterable[Path]) -> list[dict[str, str]]:
-    """Check tables and copy them into the library; return `release`, `banner`, `file` of each.
+def _is_pdb(path: Path) -> bool:
+    with path.open("rb") as f:
+        return path.suffix.lower() == ".pdb" or f.read(len(MAGIC)) == MAGIC
 
-    Raises: AnalysisError if one is no table of a Linux kernel; nothing of it is copied.
+
+def take(paths: Iterable[Path]) -> list[dict[str, Any]]:
+    """Check tables and copy them into the library; return what each is, and `file`.
+
+    Of Linux `release` and `banner`; of Windows also `pdb`, `guid` and `age`. A PDB is converted
+    first, which takes up to some minutes.
+
+    Raises: AnalysisError if one is no table of a kernel; nothing of it is copied.
     """
     taken = []
-    folder = library()
     for path in paths:
-        isf, banner = read_isf(path.read_bytes())
-        text = banner.rstrip(b"\n\0").decode("ascii", "backslashreplace")
-        plain = json.dumps(isf, separators=(",", ":")).encode()
-        release = re.sub("[^A-Za-z0-9._+-]", "_", text.split(" ")[2])[:80]
-        target = folder / f"{release}-{hashlib.sha256(plain).hexdigest()[:12]}.json.gz"
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_suffix(f".{os.getpid()}")
-        temporary.write_bytes(gzip.compress(plain, 6, mtime=0))
-        temporary.rename(target)
-        taken.append({"release": release, "banner": text, "file": str(target)})
+        isf, whose = read_table(_converted(path) if _is_pdb(path) else path.read_bytes())
+        if isinstance(whose, Pdb):
+            release = f"{whose.name}-{whose.key}"
+            said: dict[str, Any] = {"release": whose.name, "banner": whose.key, "pdb": whose.name,
+                                    "guid": whose.guid, "age": whose.age}  # fmt: skip
+        else:
+            banner = whose.rstrip(b"\n\0").decode("ascii", "backslashreplace")
+            release = banner.split(" ")[2]
+            said = {"release": re.sub("[^A-Za-z0-9._+-]", "_", release)[:80], "banner": banner}
+        taken.append({**said, "file": str(_keep(isf, release))})
     return taken
+
+
+def _keep(isf: dict[str, Any], name: str) -> Path:
+    plain = json.dumps(isf, separators=(",", ":")).encode()
+    stem = re.sub("[^A-Za-z0-9._+-]", "_", name)[:120]
+    target = library() / f"{stem}-{hashlib.sha256(plain).hexdigest()[:12]}.json.gz"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_suffix(f".{os.getpid()}")
+    temporary.write_bytes(gzip.compress(plain, 6, mtime=0))
+    temporary.rename(target)
+    return target
+
+
+def _converted(path: Path) -> bytes:
+    """Return the ISF of a PDB, converted in a limited child, since a PDB may be hostile.
+
+    Raises: SymbolsError, with the reason, if it is none that can be converted.
+    """
+    if path.stat().st_size > _MAX_PDB:
+        raise SymbolsError(f"{path} has more than {_MAX_PDB} bytes")
+    name = path.name.lower()
+    if not PDB_NAME.fullmatch(name):
+        raise SymbolsError(f"{path} is a PDB and has not the name of one",
+                           hint="name it as it was linked, such as ntkrnlmp.pdb")  # fmt: skip
+    refused: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="impound-") as folder:
+        shutil.copyfile(path, Path(folder, "file.pdb"))
+        outcome = Child(
+            module="analysis.memory.pdb", program="analysis.memory", items={},
+            request={"file": "file.pdb", "name": name}, folder=Path(folder), limits=_PDB_LIMITS,
+            on_message=lambda message: refused.extend(_reason(message)),
+        ).run()  # fmt: skip
+        if not outcome.ok or refused:
+            raise SymbolsError(f"{path}: {'; '.join(refused) or outcome.reason}")
+        try:
+            with os.fdopen(open_part(Path(folder, "out"), _PDB_PART), "rb") as f:
+                return f.read(_MAX_BYTES)
+        except OSError as e:
+            raise SymbolsError(f"{path}: its table was not left: {e.strerror}") from e
+
+
+def _reason(message: dict[str, Any]) -> list[str]:
+    if message["message_type"] == "refused":
+        return [clean(str(message["reason"]), 400)]
+    return []

@@ -21,9 +21,11 @@ from volatility3.framework.renderers import format_hints
 from volatility3.framework.symbols import linux
 from volatility3.plugins.linux import pagecache, pslist
 
+from analysis.memory.linux import Linux
 from analysis.memory.profiles import Plugin
 from analysis.memory.run import Result, run_all
-from analysis.memory.worker import gap, trusted
+from analysis.memory.tables import gap
+from analysis.memory.worker import trusted
 from analysis.output import ParquetSink
 from evidence_store.child import Channel
 
@@ -188,6 +190,10 @@ def main(channel: Channel) -> None:
     with channel.image(channel.request["item"]) as image:
         if kernel := trusted(channel, sink, image):
             context, known, made = kernel
+            if not isinstance(made, Linux):
+                gap(sink, "extract", "files are taken out of memory of Linux only")
+                sink.close()
+                return
             kind = type("Extract", (Extract,), {
                 "pids": frozenset(asked["pids"]), "paths": tuple(asked["paths"])})  # fmt: skip
             known[NAME] = kind

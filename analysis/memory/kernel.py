@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: LicenseRef-VSL-1.0
-"""One Linux kernel in volatility3: its memory, page tables, symbols; loaded once for all plugins.
+"""One kernel in volatility3: its memory, page tables, symbols; loaded once for all plugins.
 
-Nothing is searched for: where the kernel lies was read from VMCOREINFO when its symbols were made.
+Nothing is searched for: where it lies was read from the image when its symbols were made or found.
 """
 
 from __future__ import annotations
 
 import contextlib
+import struct
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,14 @@ import volatility3.symbols
 from volatility3 import framework
 from volatility3.framework import constants, contexts, exceptions, interfaces
 from volatility3.framework.layers import intel
-from volatility3.framework.symbols import linux
+from volatility3.framework.symbols import linux, windows
 from volatility3.framework.symbols.linux import network
+from volatility3.framework.symbols.windows import pdbutil
 
 from analysis.ram import Ram
 
 MODULE = "kernel"
+_LAYER, _TABLE = "kernel_layer", "kernel_symbols"
 _COMMON_TYPES = (
     "task_struct", "mm_struct", "vm_area_struct", "file", "dentry", "inode", "super_block", "mount",
     "module", "socket", "sock", "inet_sock", "net", "net_device", "cred", "pid_namespace", "kset",
@@ -95,42 +98,78 @@ def load(ram: Ram, isf: Path, facts: Mapping[str, Any]) -> Any:
 
     Args:
         ram: the memory.
-        isf: the symbol table.
-        facts: the row of `kernels`: `kernel_offset`, `levels`, `top` (physical address of the
-            kernel's top page table).
+        isf: the symbol table. Tables of other PDBs may be beside it, in `windows/`.
+        facts: the row of `kernels`: `system`, `kernel_offset` (of Windows the base of its image),
+            `levels`, `page_table`.
 
     Raises: volatility3's exceptions, ValueError for a symbol table that is none.
     """
     constants.OFFLINE = True
     constants.PARALLELISM = constants.Parallelism.Off
-    volatility3.symbols.__path__ = [str(isf.parent), *constants.SYMBOL_BASEPATHS]
+    volatility3.symbols.__path__ = [str(isf.parent.absolute()), *constants.SYMBOL_BASEPATHS]
     context = contexts.Context()
     context.add_layer(RamLayer(context, "ram", "ram", ram))
-    path = "kernel_layer"
-    context.config[f"{path}.memory_layer"] = "ram"
-    context.config[f"{path}.page_map_offset"] = facts["top"]
-    context.config[f"{path}.kernel_virtual_offset"] = facts["kernel_offset"]
+    context.config[f"{_LAYER}.memory_layer"] = "ram"
+    context.config[f"{_LAYER}.page_map_offset"] = facts["page_table"]
+    if facts["system"] == "windows":
+        _windows(context, isf, facts)
+    else:
+        _linux(context, isf, facts)
+    return context
+
+
+def image_of(context: Any, facts: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the first and last address of a loaded kernel's image, as rows have addresses."""
+    module = context.modules[MODULE]
+    if facts["system"] == "windows":
+        head = context.layers[_LAYER].read(module.offset, 0x400)
+        (at,) = struct.unpack_from("<I", head, 0x3C)
+        return module.offset, module.offset + struct.unpack_from("<I", head, at + 24 + 56)[0] - 1
+    first, last = (module.get_absolute_symbol_address(name) for name in ("_text", "_end"))
+    return first, last
+
+
+def _windows(context: Any, isf: Path, facts: Mapping[str, Any]) -> None:
+    base = facts["kernel_offset"] & intel.WindowsIntel32e.maximum_address
+    context.config[f"{_LAYER}.kernel_virtual_offset"] = base
+    context.add_layer(
+        intel.WindowsIntel32e(context, config_path=_LAYER, name=_LAYER, metadata={"os": "Windows"})
+    )
+    table = windows.WindowsKernelIntermedSymbols(
+        context, _TABLE, name=_TABLE, isf_url=isf.absolute().as_uri()
+    )
+    context.symbol_space.append(table)
+    contexts.Module.create(context, MODULE, _LAYER, base, symbol_table_name=_TABLE)
+    # What is not here is not fetched: asked for, it is looked up below `windows/` once more.
+    pdbutil.PDBUtility.download_pdb_isf = _not_fetched
+
+
+def _not_fetched(*_args: Any, **_more: Any) -> None:
+    return None
+
+
+def _linux(context: Any, isf: Path, facts: Mapping[str, Any]) -> None:
+    context.config[f"{_LAYER}.kernel_virtual_offset"] = facts["kernel_offset"]
     kind = FiveLevels if facts["levels"] == 5 else intel.LinuxIntel32e
-    context.add_layer(kind(context, config_path=path, name=path, metadata={"os": "Linux"}))
+    context.add_layer(kind(context, config_path=_LAYER, name=_LAYER, metadata={"os": "Linux"}))
+    mask = context.layers[_LAYER].address_mask
     # Addresses have no sign extension, so symbols must have none. As an argument it comes too late.
-    context.config["kernel_symbols.symbol_mask"] = context.layers[path].address_mask
+    context.config[f"{_TABLE}.symbol_mask"] = mask
     table = linux.LinuxKernelIntermedSymbols(
-        context, "kernel_symbols", name="kernel_symbols", isf_url=isf.absolute().as_uri(),
-        symbol_mask=context.layers[path].address_mask,
-    )  # fmt: skip
+        context, _TABLE, name=_TABLE, isf_url=isf.absolute().as_uri(), symbol_mask=mask
+    )
     context.symbol_space.append(table)
     # hidden_modules refuses what dwarf2json did not make, though it needs nothing that ours lacks.
     context.symbol_space.verify_table_versions = _as_newest
     contexts.Module.create(
-        context, MODULE, path, facts["kernel_offset"], symbol_table_name="kernel_symbols"
+        context, MODULE, _LAYER, facts["kernel_offset"], symbol_table_name=_TABLE
     )
     # Classes that single plugins set are set too late once another one has read the types.
-    network.NetSymbols.apply(context.symbol_space["kernel_symbols"])
+    network.NetSymbols.apply(context.symbol_space[_TABLE])
     # Resolved here once; else each fork resolves them again.
     for name in _COMMON_TYPES:
         with contextlib.suppress(exceptions.SymbolError):
-            context.symbol_space.get_type(f"kernel_symbols!{name}")
-    return context
+            context.symbol_space.get_type(f"{_TABLE}!{name}")
 
 
 def warm(context: Any) -> None:

@@ -23,6 +23,7 @@ from analysis.symbols.kernel import (
     read_btf,
     read_names,
 )
+from analysis.symbols.windows import PDB_NAME, Pdb
 
 TEXT = 0xFFFFFFFF81000000  # where every x86-64 kernel is linked
 
@@ -243,7 +244,18 @@ def from_given(ram: Ram, tables: Iterable[tuple[str, bytes]]) -> tuple[Kernel, d
 
 
 def read_isf(content: bytes) -> tuple[dict[str, Any], bytes]:
-    """Return an ISF and the banner of its kernel. Raises: SymbolsError if it is none."""
+    """Return an ISF and the banner of its kernel. Raises: SymbolsError if it is none of Linux."""
+    isf, whose = read_table(content)
+    if isinstance(whose, Pdb):
+        raise SymbolsError(f"not the ISF of a Linux kernel: it is of {whose.name}")
+    return isf, whose
+
+
+def read_table(content: bytes) -> tuple[dict[str, Any], bytes | Pdb]:
+    """Return an ISF and whose it is: the banner of a Linux kernel, or the PDB it was made from.
+
+    Raises: SymbolsError if it is neither.
+    """
     try:
         if content.startswith(b"\x1f\x8b"):
             plain = zlib.decompressobj(31).decompress(content, MAX_GIVEN)
@@ -252,11 +264,23 @@ def read_isf(content: bytes) -> tuple[dict[str, Any], bytes]:
         else:
             plain = content
         isf = json.loads(plain)
+        parts = ("base_types", "user_types", "enums", "symbols")
+        if not all(isinstance(isf[part], dict) for part in parts):
+            raise SymbolsError("not the ISF of a kernel: a part is no object")
+        if "windows" in isf.get("metadata", {}):
+            return isf, _pdb(isf["metadata"]["windows"]["pdb"])
         banner = base64.b64decode(isf["symbols"]["linux_banner"]["constant_data"], validate=True)
-        if not all(isinstance(isf[part], dict) for part in ("base_types", "user_types", "enums")):
-            raise SymbolsError("a part is no object")
     except (ValueError, KeyError, TypeError, RecursionError, zlib.error, lzma.LZMAError) as e:
-        raise SymbolsError(f"not the ISF of a Linux kernel: {type(e).__name__} {e}") from e
+        raise SymbolsError(f"not the ISF of a kernel: {type(e).__name__} {e}") from e
     if len(banner) < 20 or not banner.startswith(b"Linux version "):
         raise SymbolsError("its linux_banner is none")
     return isf, banner
+
+
+def _pdb(said: dict[str, Any]) -> Pdb:
+    name, key, age = str(said["database"]).lower(), str(said["GUID"]).upper(), said["age"]
+    if not re.fullmatch("[0-9A-F]{32}", key) or type(age) is not int or not 0 <= age < 1 << 32:
+        raise SymbolsError("not the ISF of a PDB: its GUID or age is none")
+    if not PDB_NAME.fullmatch(name):
+        raise SymbolsError(f"not the ISF of a PDB: its name would be {name[:60]!r}")
+    return Pdb(name, key, age)

@@ -71,7 +71,8 @@ def analyse(
             done = run_job(case, job, item_id, again=again, options=how, given=given,
                            beside=beside, progress=progress)  # fmt: skip
             symbols = done if job.name == "symbols" else done.needed
-            if symbols and symbols.result == "failed" and not tables and any(library().glob("*")):
+            lacks = symbols is not None and not symbols.rows.get("symbols")
+            if lacks and not tables and any(library().glob("*")):
                 brought = {**given, "symbols": files(library())}
                 done = run_job(case, job, item_id, again=again, options=how, given=brought,
                                beside=beside, progress=progress)  # fmt: skip

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -19,6 +21,12 @@ _HOW = (
     "/proc/kallsyms to DIR/kallsyms. Here:",
     "  impound symbols import RELEASE.json          (then analyse again)",
     "  impound analyse CASE --jobs memory --symbols DIR",
+)
+_HOW_WINDOWS = (
+    "On a machine with a network (this one asks no server), each of the addresses above:",
+    "  curl --location --remote-name ADDRESS",
+    "Here, on the files, with the names they have:",
+    "  impound symbols import ntkrnlmp.pdb          (then analyse again)",
 )
 
 
@@ -39,16 +47,40 @@ def kit(options: Globals, case_id: str) -> int:
     memory = [r.item_id for r in case.state.items.values() if r.acquired and r.kind == "memory"]
     tried = {item for job, item in results(case) if job == "symbols"}
     sql = "SELECT item, reason FROM coverage WHERE job = 'symbols' AND what = 'symbols' ORDER BY 1"
-    wanted = [{"item": item, "reason": reason} for item, reason in query(case, sql).rows]
+    wanted: list[dict[str, Any]] = [
+        {"item": item, "reason": reason} for item, reason in query(case, sql).rows
+    ]
     wanted += [{"item": item, "reason": "the job symbols was not run on it"}
                for item in memory if item not in tried]  # fmt: skip
-    lines = [f"{one['item']}: {one['reason']}" for one in wanted]
-    if wanted:
-        lines += ["", *_HOW]
-    else:
-        lines = ["no symbols are wanting"]
-    options.result({"message_type": "symbols_kit", "case": case_id, "wanted": wanted}, lines)
+    columns = ("item", "pdb", "guid", "age", "url", "used_by")
+    sql = f"SELECT {', '.join(columns)} FROM pdbs WHERE object IS NULL ORDER BY ALL"  # noqa: S608
+    lacking = [dict(zip(columns, row, strict=True)) for row in query(case, sql).rows]
+    kernels = {one["item"]: one for one in lacking if one["used_by"] == "kernel"}
+    for one in wanted:
+        one |= {key: kernels[one["item"]][key] for key in columns[1:5]
+                if one["item"] in kernels}  # fmt: skip
+    useful = [one for one in lacking if one["used_by"] != "kernel"]
+    options.result(
+        {"message_type": "symbols_kit", "case": case_id, "wanted": wanted, "useful": useful},
+        list(_kit_lines(wanted, useful)),
+    )
     return 3 if wanted else 0
+
+
+def _kit_lines(wanted: list[dict[str, Any]], useful: list[dict[str, Any]]) -> Iterator[str]:
+    for one in wanted:
+        yield f"{one['item']}: {one['reason']}"
+        if "url" in one:
+            yield f"  {one['url']}"
+    for one in useful:
+        yield f"{one['item']}: {one['pdb']} would serve {one['used_by']}"
+        yield f"  {one['url']}"
+    if not wanted:
+        yield "no symbols are wanting" + (" but those" if useful else "")
+    if any("url" not in one for one in wanted):
+        yield from ("", *_HOW)
+    if useful or any("url" in one for one in wanted):
+        yield from ("", *_HOW_WINDOWS)
 
 
 @symbols.command(name="import")
@@ -56,7 +88,7 @@ def kit(options: Globals, case_id: str) -> int:
                 type=click.Path(exists=True, dir_okay=False, path_type=Path))  # fmt: skip
 @pass_globals
 def import_(options: Globals, paths: tuple[Path, ...]) -> None:
-    """Check ISF files of Linux kernels and keep them; analyse tries them where it can make none."""
+    """Check ISF files of kernels, or PDBs of Windows, and keep them for analyse to try."""
     taken = take(paths)
     options.result(
         {"message_type": "symbols_import", "library": str(library()), "tables": taken},

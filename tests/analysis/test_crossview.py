@@ -168,3 +168,26 @@ def test_injected_and_spoofed():
 def test_many_rows_do_not_make_a_huge_finding():
     claim = crossview.Claim("r", "low", "t", "r", "e", rows=[{"x": "y" * 3000}] * 50)
     assert len(claim.row()["rows"]) < 40_000
+
+
+def test_driver_of_windows_outside_the_list_is_judged_by_its_object():
+    listed = [{"Base": 1, "Name": "a.sys"}]
+    scanned = [{"Base": n, "Name": name} for n, name in ((1, "a.sys"), (2, "b.sys"), (3, "c.sys"),
+                                                         (3, "c.sys"), (0, ""))]  # fmt: skip
+    claims = crossview.drivers(listed, scanned, [{"Start": 3, "Driver Name": None, "Name": "c"}])
+    assert [(c.severity, c.explanation, c.address) for c in claims] == [
+        ("medium", "unloaded or hidden", 2), ("high", "hidden or race", 3)]  # fmt: skip
+    assert "driver object c still starts in it" in claims[1].reason
+
+
+def test_mapped_executable_that_no_list_of_the_loader_has_is_told():
+    row = {"Pid": 4, "Process": "x", "Base": 1, "MappedPath": "\\a.dll", "InLoad": False,
+           "InInit": False, "InMem": False}  # fmt: skip
+    claims = crossview.unlinked([row, {**row, "InMem": True}, {**row, "MappedPath": None}])
+    assert [(c.rule, c.severity, c.pid) for c in claims] == [("image.unlinked", "low", 4)]
+
+
+def test_process_of_windows_that_ended_is_not_hidden():
+    row = {"pid": 8, "comm": "x", "address": 1, "state": "exited"}
+    (claim,) = crossview.processes({"pslist": [], "psscan": [row]})
+    assert claim.rule == "process.ended"

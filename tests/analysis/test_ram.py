@@ -140,3 +140,87 @@ def test_arbitrary_bytes_never_crash_nor_read_past_the_image(noise, kind, data):
     for address, length in ram.pieces(4096, 16):
         found = ram.read(address, length)
         assert found is None or len(found) == length
+
+
+def dump(kind=1, runs=((0, 2), (16, 1)), pages=3, machine=0x8664):
+    """A crash dump of 64-bit Windows whose pages hold their own number in the file."""
+    head = bytearray(b"PAGE" * 2048)
+    head[:8] = b"PAGEDU64"
+    struct.pack_into("<Q", head, 0x10, 0x1AD002)
+    struct.pack_into("<I", head, 0x30, machine)
+    struct.pack_into("<IIQ", head, 0x88, len(runs), 0, pages)
+    for n, run in enumerate(runs):
+        struct.pack_into("<QQ", head, 0x98 + 16 * n, *run)
+    struct.pack_into("<I", head, 0xF98, kind)
+    return bytes(head) + b"".join(bytes([n]) * 4096 for n in range(pages))
+
+
+def bitmap_dump(bitmap, pages, *, kind=5, bits=None, present=None):
+    head = dump(kind, pages=0)
+    present = pages if present is None else present
+    summary = b"FDMPDUMP" + bytes(24) + struct.pack(
+        "<QQQ", 0x3000, present, 8 * len(bitmap) if bits is None else bits)  # fmt: skip
+    body = b"".join(bytes([n]) * 4096 for n in range(pages))
+    return head + (summary + bitmap).ljust(4096, b"\0") + body
+
+
+def test_full_crash_dump_gives_the_bytes_at_their_addresses():
+    ram = open_ram(ImageBytes(dump()))
+    assert (ram.format, ram.machine, ram.page_table, ram.problems) == (
+        "crash", "x86-64", 0x1AD000, [])  # fmt: skip
+    assert [(r.start, r.end) for r in ram.ranges] == [(0, 0x2000), (0x10000, 0x11000)]
+    assert ram.read(0x1000, 1) == b"\x01"
+    assert ram.read(0x10000, 1) == b"\x02"
+
+
+def test_bitmap_crash_dump_gives_the_bytes_at_their_addresses():
+    ram = open_ram(ImageBytes(bitmap_dump(b"\x81\xff\x01\x00\x80", 12)))
+    assert [(r.start >> 12, r.end >> 12) for r in ram.ranges] == [(0, 1), (7, 17), (39, 40)]
+    assert ram.problems == []
+    assert ram.read(16 << 12, 1) == b"\x0a"
+    assert ram.read(39 << 12, 1) == b"\x0b"
+
+
+@pytest.mark.parametrize(
+    ("image", "says"),
+    [
+        (dump()[:-1000], "the image ends 1000 bytes before the range 0x10000 does"),
+        (dump(runs=[(0, 3)] * 44), "44 runs of memory are stated; 43 have room"),
+        (dump(runs=[(0, 3), (1 << 60, 1)]), "run 1 of memory is impossible"),
+        (dump(runs=[(0, 2), (1, 1)]), "1 ranges overlap others"),
+        (bitmap_dump(b"\x07", 3, kind=6), "the kernel's memory only"),
+        (bitmap_dump(b"\x07", 3, present=9), "the bitmap has 3 pages and its header states 9"),
+        (bitmap_dump(b"\x07", 3, bits=1 << 60), "the bitmap states 1152921504606846976 pages"),
+        (bitmap_dump(b"\x0f", 3), "the image ends 4096 bytes before"),
+    ],
+    ids=["truncated", "too many runs", "impossible run", "overlapping runs", "kernel dump",
+         "other count", "endless bitmap", "pages that are not there"],
+)  # fmt: skip
+def test_hostile_crash_dump_keeps_what_is_there_and_says_so(image, says):
+    ram = open_ram(ImageBytes(image))
+    assert says in "; ".join(p.reason for p in ram.problems)
+    assert ram.read(0, 1) == b"\x00"
+
+
+def test_many_runs_of_a_bitmap_are_cut_and_said(monkeypatch):
+    monkeypatch.setattr("analysis.ram._MAX_RUNS", 8)
+    ram = open_ram(ImageBytes(bitmap_dump(b"\x55" * 20, 80)))
+    assert "only 8 runs of pages are read" in "; ".join(p.reason for p in ram.problems)
+    assert len(ram.ranges) == 8
+
+
+@pytest.mark.parametrize(
+    ("image", "says"),
+    [
+        (dump()[:5000], "ends inside its header"),
+        (dump(4), "of type 4"),
+        (dump(5, pages=0), "bitmap of the crash dump's pages is not there"),
+        (dump(runs=[]), "holds no page"),
+        (b"PAGEDUMP" + bytes(5000), "32-bit Windows"),
+        (b"HIBR" + bytes(5000), "hibernation file"),
+    ],
+    ids=["cut header", "small dump", "no bitmap", "no runs", "32 bits", "hibernation file"],
+)
+def test_what_is_no_whole_crash_dump_is_named(image, says):
+    with pytest.raises(UnsupportedImageError, match=says):
+        open_ram(ImageBytes(image))

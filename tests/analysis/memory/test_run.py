@@ -17,9 +17,11 @@ from volatility3.framework.renderers import format_hints
 from analysis.memory import extract
 from analysis.memory import run as module
 from analysis.memory.kernel import FiveLevels, RamLayer
+from analysis.memory.linux import Linux
 from analysis.memory.profiles import GATE, PROFILES, Plugin
 from analysis.memory.run import Result, SharedChannel, plain, run_all
-from analysis.memory.worker import Made, _fit, _ns, _signed
+from analysis.memory.tables import ns, signed
+from analysis.output import _fit
 from analysis.ram import open_ram
 from tests.analysis.conftest import ImageBytes
 
@@ -132,7 +134,7 @@ def results(tmp_path, tasks, boots, problem=""):
         lines = [columns, *({"d": 0, "v": [row]} for row in rows)]
         path.write_text("".join(module.json.dumps(line) + "\n" for line in lines))
         made.append(Result(name, path, columns, problem))
-    return Made(None, {}, (0, 1), held=made)
+    return Linux(None, {}, (0, 1), held=made)
 
 
 @pytest.mark.parametrize(
@@ -182,10 +184,10 @@ def test_five_level_page_tables():
 
 
 def test_addresses_are_as_the_processor_has_them():
-    assert _signed(0xFFFFB2B98060) == 0xFFFFFFFFB2B98060 - (1 << 64)
-    assert _signed(0x8A7E43000000) == 0xFFFF8A7E43000000 - (1 << 64)
-    assert _signed(0x7F0000001000) == 0x7F0000001000
-    assert _signed(None) is None
+    assert signed(0xFFFFB2B98060) == 0xFFFFFFFFB2B98060 - (1 << 64)
+    assert signed(0x8A7E43000000) == 0xFFFF8A7E43000000 - (1 << 64)
+    assert signed(0x7F0000001000) == 0x7F0000001000
+    assert signed(None) is None
 
 
 def test_rows_fit_their_schema_whatever_they_are():
@@ -198,8 +200,8 @@ def test_rows_fit_their_schema_whatever_they_are():
 
 
 def test_times_are_exact():
-    assert _ns("2026-11-24T02:27:16.732001+00:00") == 1795487236732001000
-    assert _ns("no time") is None
+    assert ns("2026-11-24T02:27:16.732001+00:00") == 1795487236732001000
+    assert ns("no time") is None
 
 
 class Inode:
