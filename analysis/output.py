@@ -53,7 +53,7 @@ class ParquetSink:
     ) -> None:
         """Take rows as they come; `common` stands for what a row has not. They are fitted."""
         rows = iter(rows)
-        while batch := [_fit(table, {**common, **row}) for row in islice(rows, _BATCH)]:
+        while batch := [fitted(table, {**common, **row}) for row in islice(rows, _BATCH)]:
             self.rows(table, pa.Table.from_pylist(batch, schema=TABLES[table]))
 
     def coverage(self, **fields: Any) -> None:
@@ -88,7 +88,7 @@ class ParquetSink:
         self._channel.send("part", table=table, name=name, rows=rows.num_rows)
 
 
-def _fit(table: str, row: dict[str, Any]) -> dict[str, Any]:
+def fitted(table: str, row: dict[str, Any]) -> dict[str, Any]:
     """Return a row that the schema takes: what is no number there is null, an absent text ""."""
     for column in TABLES[table]:
         value = row.get(column.name)

@@ -21,7 +21,7 @@ from analysis.memory.linux import Linux
 from analysis.memory.profiles import GATE, PROFILES, Plugin
 from analysis.memory.run import Result, SharedChannel, plain, run_all
 from analysis.memory.tables import ns, signed
-from analysis.output import _fit
+from analysis.output import fitted
 from analysis.ram import open_ram
 from tests.analysis.conftest import ImageBytes
 
@@ -194,9 +194,9 @@ def test_rows_fit_their_schema_whatever_they_are():
     row = {
         "plugin": "p\ud800", "row": 1 << 70, "pid": "x", "comm": None, "address": -1, "data": "{}",
     }  # fmt: skip
-    fitted = _fit("memory", row)
-    assert (fitted["row"], fitted["pid"], fitted["comm"]) == (0, None, None)
-    fitted["plugin"].encode()
+    row = fitted("memory", row)
+    assert (row["row"], row["pid"], row["comm"]) == (0, None, None)
+    row["plugin"].encode()
 
 
 def test_times_are_exact():

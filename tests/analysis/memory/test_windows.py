@@ -13,6 +13,7 @@ from acquisition.source import open_source
 from analysis.jobs import EXTRACT, JOBS, extract_request, run_job
 from analysis.memory.run import Result
 from analysis.memory.windows import FULL, NEVER_EMPTY, NOT_RUN, Windows
+from analysis.output import ParquetSink
 from analysis.query import query
 from pipeline.symbols import files, take
 from tests.analysis import windows_image
@@ -287,7 +288,7 @@ def test_gate(tmp_path, names, said, says):
     assert bool(why) == bool(says)
 
 
-class Kept:
+class Kept(ParquetSink):
     """A sink that keeps rows by table."""
 
     job = "memory"
