@@ -47,6 +47,7 @@ class Made:
         image: first and last address of the kernel's image, as rows have addresses.
         live: what the running system said of itself.
         missing: modules of plugins that could not be imported.
+        lacking: rows of `pdbs` whose tables were not given.
         held: results of the gate, before they were judged.
         taken: all others, by plugin.
     """
@@ -66,6 +67,7 @@ class Made:
     live: live.Answers | None = None
     ram: Ram = field(default_factory=lambda: Ram("raw", [], []))
     missing: list[str] = field(default_factory=list)
+    lacking: list[Row] = field(default_factory=list)
     held: list[Result] = field(default_factory=list)
     taken: dict[str, Result] = field(default_factory=dict)
 

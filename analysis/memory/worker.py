@@ -55,12 +55,13 @@ def _symbols(channel: Channel, sink: ParquetSink) -> dict[str, Any] | None:
     for item in channel.request["needed"]:
         rows, found = _table(channel, item, _KERNELS), _copy(channel, item, _ISF, _KERNEL_ISF)
         if found and rows and rows[0]["page_table"] is not None:
-            for pdb in _table(channel, item, _PDBS):
+            pdbs = _table(channel, item, _PDBS)
+            for pdb in pdbs:
                 if pdb["object"] not in (None, _ISF):
                     # Where volatility3 looks for it. Both parts are of a checked form.
                     name = f"symbols/windows/{pdb['pdb']}/{pdb['guid']}-{pdb['age']}.json.gz"
                     _copy(channel, item, pdb["object"], Path(name))
-            return dict(rows[0])
+            return {**rows[0], "lacking": [pdb for pdb in pdbs if pdb["object"] is None]}
     whose = "this kernel"
     for item in channel.request["needed"]:
         for row in _table(channel, item, _KERNELS):
@@ -144,7 +145,8 @@ def trusted(
         gap(sink, "symbols", why)
         return None
     known.update(kind.own)
-    made = kind(sink, channel.request, image_of(context, facts), ram=ram, missing=missing)
+    made = kind(sink, channel.request, image_of(context, facts), ram=ram, missing=missing,
+                lacking=facts["lacking"])  # fmt: skip
     run_all(context, known, [Plugin(name) for name in kind.gate], Path("rows"), made.hold)
     if why := made.untrusted():
         gap(sink, "symbols", f"the symbols of {facts['release']} failed their test: {why}")
@@ -162,6 +164,11 @@ def _profile(context: Any, known: dict[str, Any], made: Made, request: dict[str,
         made.take(result)
         sink.progress(len(made.taken), total)
 
+    for pdb in made.lacking:
+        if any(plugin.name.startswith(f"{name}.") for plugin in made.profiles[profile]
+               for name in pdb["used_by"].split(", ")):  # fmt: skip
+            gap(sink, "plugin", f"{pdb['used_by']} asks for {pdb['pdb']} ({pdb['guid']}, age "
+                f"{pdb['age']}), which was not given: symbols kit tells where it is")  # fmt: skip
     wanted = [*made.profiles[profile], *_rules(made, known, request["given"])]
     run_all(context, known, wanted, Path("rows"), done)
     made.finish()
