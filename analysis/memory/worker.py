@@ -61,11 +61,15 @@ def _symbols(channel: Channel, sink: ParquetSink) -> dict[str, Any] | None:
                     # Where volatility3 looks for it. Both parts are of a checked form.
                     name = f"symbols/windows/{pdb['pdb']}/{pdb['guid']}-{pdb['age']}.json.gz"
                     _copy(channel, item, pdb["object"], Path(name))
-            return {**rows[0], "lacking": [pdb for pdb in pdbs if pdb["object"] is None]}
+            return {
+                "system": Linux.system,
+                **rows[0],
+                "lacking": [pdb for pdb in pdbs if pdb["object"] is None],
+            }
     whose = "this kernel"
     for item in channel.request["needed"]:
         for row in _table(channel, item, _KERNELS):
-            if row["system"] == "windows":
+            if row.get("system") == Windows.system:
                 whose = f"Windows {row['release']} ({row['banner']} {row['build_id']})"
     gap(sink, "symbols", f"no symbols of {whose} could be made: the coverage of the job "
          "symbols says why. Without them its memory is not explained")  # fmt: skip
