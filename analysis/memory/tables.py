@@ -55,7 +55,7 @@ class Made:
     system: ClassVar[str]
     gate: ClassVar[tuple[str, ...]]
     profiles: ClassVar[Mapping[str, tuple[Plugin, ...]]]
-    not_run: ClassVar[str]
+    limits: ClassVar[tuple[str, ...]]
     own: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     never_empty: ClassVar[frozenset[str]] = frozenset()
     rules_kind: ClassVar[type[rules.Rules]]

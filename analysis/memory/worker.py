@@ -205,6 +205,7 @@ def _left_out(made: Made, profile: str) -> None:
     if more:
         gap(sink, "plugin", f"the profile {profile} leaves out {len(more)} plugins that the "
              f"profile full has: {', '.join(more)}", level="limit")  # fmt: skip
-    gap(sink, "plugin", made.not_run, level="limit")
+    for reason in made.limits:
+        gap(sink, "plugin", reason, level="limit")
     if lost := [name for name in made.missing if made.misses(name)]:
         gap(sink, "plugin", f"could not be imported: {', '.join(lost)}")
