@@ -213,7 +213,7 @@ PROCESSES = pa.schema(
         _field("euid", pa.int64(), "effective user", null=True),
         _field("started", pa.int64(), f"start, {_NS}", null=True),
         _field("args", pa.string(), "command line, as the process may have changed it", null=True),
-        _field("address", pa.int64(), f"{_ADDRESS} (task_struct)"),
+        _field("address", pa.int64(), f"{_ADDRESS} (task_struct, _EPROCESS)"),
         _field("views", pa.string(), "methods that found it, comma-separated"),
         *_TOOL,
     ]
@@ -222,12 +222,26 @@ PROCESSES = pa.schema(
 PROCESS_VIEWS = pa.schema(
     [
         *_EVIDENCE,
-        _field("view", pa.string(), "method: pslist, pidhashtable, psscan; live, live-ps"),
+        _field(
+            "view",
+            pa.string(),
+            "method: pslist, pidhashtable, psscan, thrdscan, csrss; live, live-ps",
+        ),
         _field("pid", pa.int64(), "process id"),
         _field("ppid", pa.int64(), "of its parent", null=True),
         _field("comm", pa.string(), "name"),
-        _field("state", pa.string(), "exit state, where the method tells it", null=True),
-        _field("address", pa.int64(), "of task_struct: virtual, but physical of psscan", null=True),
+        _field(
+            "state",
+            pa.string(),
+            "exit state, where the method tells it; of Windows exited",
+            null=True,
+        ),
+        _field(
+            "address",
+            pa.int64(),
+            "of task_struct (virtual, but physical of psscan) or _EPROCESS",
+            null=True,
+        ),
         *_TOOL,
     ]
 )
@@ -258,8 +272,8 @@ MODULES = pa.schema(
         _field("name", pa.string(), "of the kernel module"),
         _field("size", pa.int64(), "of its code, bytes", null=True),
         _field("taints", pa.string(), "that it brought", null=True),
-        _field("parameters", pa.string(), "load arguments", null=True),
-        _field("address", pa.int64(), f"{_ADDRESS} (module)"),
+        _field("parameters", pa.string(), "load arguments; of Windows its path", null=True),
+        _field("address", pa.int64(), f"{_ADDRESS} (module; of Windows its base)"),
         _field("views", pa.string(), "methods that found it, comma-separated"),
         *_TOOL,
     ]

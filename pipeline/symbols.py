@@ -16,12 +16,14 @@ from typing import Any
 
 from analysis.errors import AnalysisError, SymbolsError
 from analysis.jobs import open_part
+from analysis.query import query
 from analysis.symbols.isf import read_table
 from analysis.symbols.job import CAPTURED, SIDE_CARS
 from analysis.symbols.pdb import MAGIC
 from analysis.symbols.windows import PDB_NAME, Pdb
 from evidence_store.child import Child, Limits
 from evidence_store.model import clean
+from evidence_store.store import Case
 from pipeline.config import data_home
 
 _MAX_FILES = 64
@@ -30,6 +32,7 @@ _MAX_PDB = 1 << 30
 _PDB_LIMITS = Limits(cpu_s=3600, wall_s=3600.0, file_bytes=1 << 30)
 _PDB_PART = "symbols/00000000.json.gz"
 _AS_CAPTURED = {captured: name for name, captured in CAPTURED.items()}
+_OF_PDB = re.compile(r"\.pdb-[0-9A-F]{33,40}-", re.IGNORECASE)
 _SUFFIXES = (".json", ".json.gz", ".json.xz", ".isf")
 
 
@@ -56,6 +59,23 @@ def files(path: Path) -> dict[str, bytes]:
         raise AnalysisError(f"no symbol table in {path}", hint="files *.json, *.json.gz, *.json.xz")
     if single and _is_pdb(path):
         raise AnalysisError(f"{path} is a PDB", hint=f"impound symbols import {path}")
+    return _given(found, path)
+
+
+def brought(case: Case, item_id: str) -> dict[str, bytes]:
+    """Return the tables of the library that may be of an item, by the names they get in a job.
+
+    Those of PDBs that the item does not want are left out: a library has many. Empty if none is
+    left. Raises: AnalysisError if there are too many to give at once.
+    """
+    sql = f"SELECT guid, age FROM pdbs WHERE item = '{item_id}'"  # noqa: S608 - an id of ours
+    wanted = [f"-{guid}{age:x}-" for guid, age in query(case, sql).rows]
+    found = [one for one in sorted(library().glob("*.json.gz"))
+             if not _OF_PDB.search(one.name) or any(key in one.name for key in wanted)]  # fmt: skip
+    return _given(found, library())
+
+
+def _given(found: list[Path], path: Path) -> dict[str, bytes]:
     size = sum(one.stat().st_size for one in found)
     if len(found) > _MAX_FILES or size > _MAX_BYTES:
         raise AnalysisError(

@@ -32,7 +32,7 @@ class Linux(Made):
     system = "linux"
     gate = GATE
     profiles = PROFILES
-    not_run = f"need arguments and do not run: {', '.join(NEED_ARGUMENTS)}"
+    limits = (f"need arguments and do not run: {', '.join(NEED_ARGUMENTS)}",)
     rules_kind = rules.Rules
     tables = {_SOCKSTAT: ("sockets", _socket), rules.Rules.name: ("matches", match)}  # noqa: RUF012
 

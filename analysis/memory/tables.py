@@ -43,6 +43,7 @@ class Made:
         live: what the running system said of itself.
         clock: what the kernel's clock said in this memory, ns since 1970.
         missing: modules of plugins that could not be imported.
+        lacking: rows of `pdbs` whose tables were not given.
         held: results of the gate, before they were judged.
         taken: all others, by plugin.
     """
@@ -50,7 +51,7 @@ class Made:
     system: ClassVar[str]
     gate: ClassVar[tuple[str, ...]]
     profiles: ClassVar[Mapping[str, tuple[Plugin, ...]]]
-    not_run: ClassVar[str]
+    limits: ClassVar[tuple[str, ...]]
     own: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     never_empty: ClassVar[frozenset[str]] = frozenset()
     rules_kind: ClassVar[type[rules.Rules]]
@@ -63,6 +64,7 @@ class Made:
     clock: int | None = None
     ram: Ram = field(default_factory=lambda: Ram("raw", [], []))
     missing: list[str] = field(default_factory=list)
+    lacking: list[Row] = field(default_factory=list)
     held: list[Result] = field(default_factory=list)
     taken: dict[str, Result] = field(default_factory=dict)
 

@@ -136,9 +136,10 @@ class Windows(Made):
     system = "windows"
     gate = (_PSLIST, _INFO)
     profiles = {"quick": QUICK, "full": FULL}  # noqa: RUF012
-    not_run = (
-        f"need arguments and do not run: {', '.join(NOT_RUN)}; credentials are not taken out of "
-        f"memory: {', '.join(_CREDENTIALS)}"
+    limits = (
+        f"need arguments and do not run: {', '.join(NOT_RUN)}",
+        f"credentials are not taken out of memory: {', '.join(_CREDENTIALS)}",
+        "pagefiles are not read: what was paged out is not seen",
     )
     never_empty = NEVER_EMPTY
     rules_kind = rules.WindowsRules

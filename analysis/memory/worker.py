@@ -55,16 +55,21 @@ def _symbols(channel: Channel, sink: ParquetSink) -> dict[str, Any] | None:
     for item in channel.request["needed"]:
         rows, found = _table(channel, item, _KERNELS), _copy(channel, item, _ISF, _KERNEL_ISF)
         if found and rows and rows[0]["page_table"] is not None:
-            for pdb in _table(channel, item, _PDBS):
+            pdbs = _table(channel, item, _PDBS)
+            for pdb in pdbs:
                 if pdb["object"] not in (None, _ISF):
                     # Where volatility3 looks for it. Both parts are of a checked form.
                     name = f"symbols/windows/{pdb['pdb']}/{pdb['guid']}-{pdb['age']}.json.gz"
                     _copy(channel, item, pdb["object"], Path(name))
-            return dict(rows[0])
+            return {
+                "system": Linux.system,
+                **rows[0],
+                "lacking": [pdb for pdb in pdbs if pdb["object"] is None],
+            }
     whose = "this kernel"
     for item in channel.request["needed"]:
         for row in _table(channel, item, _KERNELS):
-            if row["system"] == "windows":
+            if row.get("system") == Windows.system:
                 whose = f"Windows {row['release']} ({row['banner']} {row['build_id']})"
     gap(sink, "symbols", f"no symbols of {whose} could be made: the coverage of the job "
          "symbols says why. Without them its memory is not explained")  # fmt: skip
@@ -148,7 +153,8 @@ def trusted(
         gap(sink, "symbols", why)
         return None
     known.update(kind.own)
-    made = kind(sink, channel.request, image_of(context, facts), ram=ram, missing=missing)
+    made = kind(sink, channel.request, image_of(context, facts), ram=ram, missing=missing,
+                lacking=facts["lacking"])  # fmt: skip
     run_all(context, known, [Plugin(name) for name in kind.gate], Path("rows"), made.hold)
     if why := made.untrusted():
         gap(sink, "symbols", f"the symbols of {facts['release']} failed their test: {why}")
@@ -166,6 +172,11 @@ def _profile(context: Any, known: dict[str, Any], made: Made, request: dict[str,
         made.take(result)
         sink.progress(len(made.taken), total)
 
+    for pdb in made.lacking:
+        if any(plugin.name.startswith(f"{name}.") for plugin in made.profiles[profile]
+               for name in pdb["used_by"].split(", ")):  # fmt: skip
+            gap(sink, "plugin", f"{pdb['used_by']} asks for {pdb['pdb']} ({pdb['guid']}, age "
+                f"{pdb['age']}), which was not given: symbols kit tells where it is")  # fmt: skip
     warm(context)
     wanted = [*made.profiles[profile], *_rules(made, known, request["given"])]
     run_all(context, known, wanted, Path("rows"), done)
@@ -199,6 +210,7 @@ def _left_out(made: Made, profile: str) -> None:
     if more:
         gap(sink, "plugin", f"the profile {profile} leaves out {len(more)} plugins that the "
              f"profile full has: {', '.join(more)}", level="limit")  # fmt: skip
-    gap(sink, "plugin", made.not_run, level="limit")
+    for reason in made.limits:
+        gap(sink, "plugin", reason, level="limit")
     if lost := [name for name in made.missing if made.misses(name)]:
         gap(sink, "plugin", f"could not be imported: {', '.join(lost)}")

@@ -19,7 +19,7 @@ from evidence_store.store import Case
 from pipeline.cli.base import Command, Globals, pass_globals, receipt
 from pipeline.cli.case import checked
 from pipeline.errors import UsageError
-from pipeline.symbols import files, library
+from pipeline.symbols import brought, files
 
 
 @click.command(cls=Command)
@@ -72,10 +72,9 @@ def analyse(
                            beside=beside, progress=progress)  # fmt: skip
             symbols = done if job.name == "symbols" else done.needed
             lacks = symbols is not None and not symbols.rows.get("symbols")
-            if lacks and not tables and any(library().glob("*")):
-                brought = {**given, "symbols": files(library())}
-                done = run_job(case, job, item_id, again=again, options=how, given=brought,
-                               beside=beside, progress=progress)  # fmt: skip
+            if lacks and not tables and (found := brought(case, item_id)):
+                done = run_job(case, job, item_id, again=again, options=how, beside=beside,
+                               given={**given, "symbols": found}, progress=progress)  # fmt: skip
         for result in (done.needed, done):
             # What a job needed was done just before, if its own turn came.
             if result and all(result.result_item != known.result_item for known in results):

@@ -17,7 +17,7 @@ from analysis.query import query
 from analysis.ram import open_ram
 from analysis.symbols.isf import from_image
 from analysis.symbols.windows import Pdb
-from pipeline.symbols import files, library, take
+from pipeline.symbols import brought, files, library, take
 from tests.analysis.conftest import ImageBytes
 from tests.analysis.kernel_image import TEXT, Memory
 from tests.analysis.linked import link, loaded
@@ -136,7 +136,7 @@ def windows(tmp_path, monkeypatch):
     return world
 
 
-def brought(tmp_path, isf, name="table.json", pack=lambda data: data):
+def table_file(tmp_path, isf, name="table.json", pack=lambda data: data):
     path = tmp_path / name
     path.write_bytes(pack(json.dumps(isf).encode()))
     return path
@@ -161,7 +161,7 @@ def test_windows_without_symbols_says_which_pdb_is_wanted(windows):
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress, lzma.compress])
 def test_windows_table_that_was_imported_is_used(windows, tmp_path, pack):
-    (taken,) = take([brought(tmp_path, windows_isf(), pack=pack)])
+    (taken,) = take([table_file(tmp_path, windows_isf(), pack=pack)])
     assert (taken["pdb"], taken["guid"], taken["age"]) == (PDB.name, PDB.guid, PDB.age)
     done = run_job(windows.case, JOBS["symbols"], "E0001", given={"symbols": files(library())})
     assert done.result == "ok"
@@ -170,7 +170,7 @@ def test_windows_table_that_was_imported_is_used(windows, tmp_path, pack):
 
 
 def test_table_of_another_build_of_windows_is_not_used(windows, tmp_path):
-    take([brought(tmp_path, windows_isf(Pdb("ntkrnlmp.pdb", "00" * 16, 1)))])
+    take([table_file(tmp_path, windows_isf(Pdb("ntkrnlmp.pdb", "00" * 16, 1)))])
     done = run_job(windows.case, JOBS["symbols"], "E0001", given={"symbols": files(library())})
     assert done.result == "partial"
     assert "is of another kernel" in reasons(windows)
@@ -183,8 +183,8 @@ def test_pdbs_of_drivers_are_told_and_kept(tmp_path, monkeypatch):
     machine.bytes[0x40000:0x40040] = record(network)
     (tmp_path / "windows").write_bytes(bytes(machine.bytes))
     world.case.ingest("memory", open_source(str(tmp_path / "windows"), "memory"))
-    take([brought(tmp_path, windows_isf(), "a.json"),
-          brought(tmp_path, windows_isf(network), "b.json")])  # fmt: skip
+    take([table_file(tmp_path, windows_isf(), "a.json"),
+          table_file(tmp_path, windows_isf(network), "b.json")])  # fmt: skip
     run_job(world.case, JOBS["symbols"], "E0001", given={"symbols": files(library())})
     rows = query(world.case, "SELECT pdb, used_by, object FROM pdbs ORDER BY object").rows
     assert rows == [("ntkrnlmp.pdb", "kernel", "symbols/00000000.json.gz"),
@@ -203,7 +203,7 @@ def test_windows_table_that_lies_about_its_pdb_is_refused(windows, tmp_path, cha
     isf = windows_isf()
     isf["metadata"]["windows"]["pdb"] |= change
     with pytest.raises(SymbolsError, match=says):
-        take([brought(tmp_path, isf)])
+        take([table_file(tmp_path, isf)])
     assert not library().exists()
 
 
@@ -294,6 +294,18 @@ def test_lab_without_a_network_is_told_what_to_fetch_and_uses_it(
     (wanted,) = impound("--json", "symbols", "kit", "W-1").json["wanted"]
     assert (wanted["pdb"], wanted["guid"], wanted["age"]) == (PDB.name, PDB.guid, PDB.age)
     assert impound("analyse", "W-1", "--jobs", "memory").code == 13
-    assert impound("symbols", "import", str(brought(tmp_path, windows_isf()))).code == 0
+    assert impound("symbols", "import", str(table_file(tmp_path, windows_isf()))).code == 0
     assert impound("analyse", "W-1", "--jobs", "symbols").code == 0
     assert impound("symbols", "kit", "W-1").out == "no symbols are wanting\n"
+
+
+def test_of_a_large_library_only_what_an_item_wants_is_given(windows, tmp_path, table, monkeypatch):
+    for n in range(3):
+        take([table_file(tmp_path, windows_isf(Pdb("ntkrnlmp.pdb", f"{n:032X}", 1)))])
+    monkeypatch.setattr("pipeline.symbols._MAX_FILES", 2)
+    run_job(windows.case, JOBS["symbols"], "E0001")
+    assert brought(windows.case, "E0001") == {}
+    take([table, table_file(tmp_path, windows_isf())])
+    found = brought(windows.case, "E0001")
+    assert [PDB.key in name for name in sorted(found)] == [False, True], "of Linux any may fit"
+    assert run_job(windows.case, JOBS["symbols"], "E0001", given={"symbols": found}).result == "ok"

@@ -18,7 +18,7 @@ from analysis.query import query
 from pipeline.symbols import files, take
 from tests.analysis import windows_image
 from tests.analysis.linked import link, loaded
-from tests.analysis.windows_image import BASE, BOOT, ROOTKIT, crash_dump, isf, usual
+from tests.analysis.windows_image import BASE, BOOT, ROOTKIT, crash_dump, isf, record, usual
 from tests.evidence_store import kit
 
 
@@ -139,6 +139,17 @@ def test_pdb_and_executable_of_a_linker_explain_a_machine(tmp_path, monkeypatch,
     found = rows(world, "SELECT pid, comm FROM processes ORDER BY pid")
     assert found == [(4, "System"), (92, "Registry"), (404, "smss.exe"), (1200, "evil.exe")]
     assert ("process.hidden", 1300) in rows(world, "SELECT rule, pid FROM findings")
+
+
+def test_pdb_of_a_driver_that_is_wanted_is_a_gap_of_what_asks_for_it(tmp_path):
+    machine = usual()
+    for n, name in enumerate(("tcpip.pdb", "conhost.pdb")):
+        place = 0x40000 + 0x1000 * n
+        machine.bytes[place : place + 64] = record(windows_image.Pdb(name, "CD" * 16, 2))
+    world, _ = explained(tmp_path, bytes(machine.bytes), isf())
+    said = " ".join(r for (r,) in rows(world, "SELECT reason FROM coverage"))
+    assert f"windows.netstat asks for tcpip.pdb ({'CD' * 16}, age 2), which was not given" in said
+    assert "asks for conhost.pdb" not in said, "no plugin of this profile does"
 
 
 def moved(table, kind, field, by):
