@@ -40,6 +40,7 @@ from evidence_store.item import Gap
 from evidence_store.model import clean
 from evidence_store.transfer.image import join_gaps
 
+SEGMENT_BYTES = 32 << 20  # of the item: a capture has two or three in memory, and little else
 PIECE_BYTES = 256 << 20
 PROBE_BYTES = 16 << 20  # the first piece: raw, it measures the link
 FAST_BYTES_PER_SECOND = 150_000_000  # above it compressing costs more than it saves

@@ -31,7 +31,7 @@ from tests.acquisition.kcore_host import BANNER, CODE, MIB, KcoreHost, data, hea
 OURS = """
 import os, sys, threading
 from pathlib import Path
-from acquisition.memory import KcoreCapture, look
+from acquisition.memory import SEGMENT_BYTES, KcoreCapture, look
 from tests.acquisition.kcore_host import KcoreHost
 from tests.evidence_store.kit import make_world
 
@@ -40,7 +40,9 @@ host = KcoreHost(Path(home))
 host.port = int(port)
 with host.remote().open() as remote, KcoreCapture(remote, look(remote), "benchmark") as source:
     if what == "impound":
-        make_world(Path(out)).case.ingest("memory", source, read_back=False)
+        make_world(Path(out)).case.ingest(
+            "memory", source, segment_size=SEGMENT_BYTES, read_back=False
+        )
     else:
         view = memoryview(bytearray(64 << 20))
         with open(f"{out}/image", "wb") as f:

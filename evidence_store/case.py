@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from evidence_store.digest import SEGMENT_BYTES
 from evidence_store.model import CustodyEvent
 
 ItemState = Literal[
@@ -63,7 +64,11 @@ class Analysis:
 
 @dataclass
 class ItemRecord:
-    """One item as the ledger tells it. `folder`: where it lies, relative to the case."""
+    """One item as the ledger tells it.
+
+    `segment_size`: bytes of a segment, for as long as it is taken. `folder`: where it lies,
+    relative to the case.
+    """
 
     item_id: str
     kind: str
@@ -71,6 +76,7 @@ class ItemRecord:
     key: str | None
     identified: int
     size: int | None = None
+    segment_size: int = SEGMENT_BYTES
     intents: list[Intent] = field(default_factory=list)
     acquired: CustodyEvent | None = None
     verified: list[int] = field(default_factory=list)
@@ -163,6 +169,7 @@ class CaseState:
         elif event.action == "item.identified" and event.item and event.item not in self.items:
             data = event.data or {}
             key, size, parents = data.get("key"), data.get("size"), data.get("parents")
+            segment = data.get("segment_size")
             self.items[event.item] = ItemRecord(
                 item_id=event.item,
                 kind=str(data.get("kind", "")),
@@ -170,8 +177,12 @@ class CaseState:
                 key=key if isinstance(key, str) else None,
                 identified=event.seq,
                 size=size if isinstance(size, int) else None,
+                segment_size=(
+                    segment if isinstance(segment, int) and 0 < segment <= SEGMENT_BYTES
+                    else SEGMENT_BYTES
+                ),
                 parents=[str(p) for p in parents] if isinstance(parents, list) else [],
-            )
+            )  # fmt: skip
         elif event.action == "item.received" and (event.data or {}).get("received"):
             self._receive(event)
         elif event.item in self.items:

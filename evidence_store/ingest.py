@@ -26,6 +26,7 @@ from pydantic import JsonValue
 
 from evidence_store.case import ItemRecord
 from evidence_store.content import check_content
+from evidence_store.digest import SEGMENT_BYTES
 from evidence_store.errors import AlreadyExistsError, IntegrityError, StoreError
 from evidence_store.item import MAX_LISTED_GAPS, MAX_MANIFEST_BYTES, Manifest, parse_manifest
 from evidence_store.ledger import Draft
@@ -73,7 +74,7 @@ class Ingest:
     again: bool
     linear: bool | None
     workers: int
-    segment_size: int | None
+    segment_size: int
     read_back: bool
     facts: dict[str, JsonValue]
     progress: Progress
@@ -89,6 +90,8 @@ class Ingest:
             record = self.case.item(item_id)
             if record.acquired:
                 return Ingested(item_id, self.case.manifest(item_id), existing=True)
+            # What was begun goes on as it was begun, whatever size is asked for today.
+            self.segment_size = record.segment_size
             intent = self._intend(record)
             resumed = bool(record.intents)
             try:
@@ -149,6 +152,8 @@ class Ingest:
                 data["key"] = key
             if (size := getattr(self.source, "size", None)) is not None:
                 data["size"] = size
+            if self.segment_size != SEGMENT_BYTES:
+                data["segment_size"] = self.segment_size
             if self.parents:
                 data["parents"] = list(self.parents)
             return Draft("item.identified", {"item": claimed[0], "data": data})
@@ -191,7 +196,8 @@ class Ingest:
         if "/" in store_id or store_id.startswith("."):
             raise IntegrityError(f"store id is not a name: {store_id!r}")
         place = store.resume / store_id / self.case.case_id / f"{item_id}.jsonl"
-        notes = ResumeRecord(place, {"key": key, "segment_size": self.segment_size or 0})
+        odd = self.segment_size if self.segment_size != SEGMENT_BYTES else 0
+        notes = ResumeRecord(place, {"key": key, "segment_size": odd})
         done = False
         try:
             yield notes
@@ -210,10 +216,10 @@ class Ingest:
         if linear is None:
             linear = bool(wanted) or (size or 0) <= LINEAR_LIMIT
         digests = list(dict.fromkeys([*self.digests, *wanted]))
-        extra = {"segment_size": self.segment_size} if self.segment_size else {}
         taken = take_image(
             backend, prefix, self.source, linear=linear, digests=digests,
-            workers=self.workers, resume=notes, progress=self.progress, **extra,
+            workers=self.workers, segment_size=self.segment_size, resume=notes,
+            progress=self.progress,
         )  # fmt: skip
         return taken, started
 

@@ -38,7 +38,7 @@ from evidence_store.checkpoint import (
     checkpoint_sizes,
     read_checkpoint,
 )
-from evidence_store.digest import MAX_LIST_BYTES, SegmentList, parse_segments
+from evidence_store.digest import MAX_LIST_BYTES, SEGMENT_BYTES, SegmentList, parse_segments
 from evidence_store.errors import (
     AlreadyExistsError,
     CaseNotFoundError,
@@ -560,7 +560,7 @@ class Case:
         digests: Iterable[str] = (),
         parents: Iterable[str] = (),
         workers: int = 2,
-        segment_size: int | None = None,
+        segment_size: int = SEGMENT_BYTES,
         read_back: bool = True,
         facts: dict[str, JsonValue] | None = None,
         progress: Progress = lambda _done, _total: None,
@@ -574,9 +574,10 @@ class Case:
             linear: force or forbid the digest of all bytes in order; None: up to 256 GiB.
             digests: `md5`, `sha1` beside it.
             parents: items it was derived from.
-            workers: segments in work at once; memory is about (workers + 1) * 64 MiB, for a
-                `BulkSource` workers * 64 MiB.
-            segment_size: other than 64 MiB, for tests.
+            workers: segments in work at once; memory is about (workers + 1) segments, for a
+                `BulkSource` workers of them.
+            segment_size: bytes of a segment of an image, 64 MiB at most. An item that was begun
+                keeps the size that it was begun with.
             read_back: read everything back from the store afterwards and record `item.verified`.
             facts: of the acquisition, beside those of the source.
             progress: called with (bytes done, bytes in all or None).

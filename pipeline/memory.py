@@ -23,9 +23,8 @@ from acquisition.errors import AcquisitionError
 from acquisition.kcore import KcoreError
 from acquisition.live import SIDECARS, Collection
 from acquisition.login import fingerprint
-from acquisition.memory import KcoreCapture, look, recalled
+from acquisition.memory import SEGMENT_BYTES, KcoreCapture, look, recalled
 from acquisition.verdict import Verdict, judge
-from evidence_store.digest import SEGMENT_BYTES
 from evidence_store.errors import SourceChangedError
 from evidence_store.store import Case
 from evidence_store.transfer import Progress
@@ -145,7 +144,9 @@ def _capture(
             host.say(f"this boot was captured before, as {out.item}; --again captures it anew")
             return
         source.read_again()
-        found = recalled(source, lambda at, size: _read(case, out.item, at, size), SEGMENT_BYTES)
+        found = recalled(
+            source, lambda at, size: _read(case, out.item, at, size), taken.manifest.segment_size
+        )
         out.read, out.way = found.read, source.way or "raw"
         out.verdict = judge(found)
         facts: dict[str, JsonValue] = {
@@ -177,7 +178,7 @@ def _by_avml(
     began = time.monotonic()
     with AvmlCapture(remote, avml, text, about) as source:
         source.open()
-        taken = case.ingest("memory", source, progress=progress(text))
+        taken = case.ingest("memory", source, segment_size=SEGMENT_BYTES, progress=progress(text))
     out.item, out.seconds, out.way = taken.item_id, time.monotonic() - began, "avml"
     out.sha256 = (taken.manifest.content or {}).get("sha256", "")
     with case.open(out.item) as f:
@@ -192,8 +193,14 @@ def _by_avml(
 def _ingest(
     case: Case, source: KcoreCapture, again: bool, progress: Progress, say: Callable[[str], None]
 ) -> Ingested:
+    def take(again: bool) -> Ingested:
+        return case.ingest(
+            "memory", source, workers=WORKERS, segment_size=SEGMENT_BYTES, again=again,
+            progress=progress,
+        )  # fmt: skip
+
     try:
-        return case.ingest("memory", source, workers=WORKERS, again=again, progress=progress)
+        return take(again)
     except SourceChangedError:
         # Begun on another machine, or its notes are lost: memory is another now, so what is stored
         # of it cannot be continued.
@@ -201,7 +208,7 @@ def _ingest(
             raise
         say("the capture that was begun before cannot be continued here; it is taken anew")
         source.restart()
-        return case.ingest("memory", source, workers=WORKERS, again=True, progress=progress)
+        return take(True)
 
 
 def _read(case: Case, item: str, offset: int, size: int) -> bytes:

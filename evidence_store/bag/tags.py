@@ -93,7 +93,7 @@ class About:
             + (f" --expect {receipt}" if self.newest else ""),
             "     impound import FOLDER",
             "",
-            "An image lies in segments of 64 MiB in data/cases/…/items/<item>/data; those that are",
+            "An image lies in equal segments in data/cases/…/items/<item>/data; those that are",
             "not there were read and are all zero (segments.sha256 lists them).",
             *(["The same bytes in one file: data/raw/<item>/disk.raw."] if self.raw else []),
             "Open copies, read-only.",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An image into the store, in 64 MiB segments, with at most `workers + 1` of them in memory.
+"""An image into the store, in segments, with at most `workers + 1` of them in memory.
 
 Each worker reads, hashes and stores one segment; one more thread takes the linear digest in order.
 A source that fills a segment at once (`BulkSource`) is kept busy by `workers` of them.

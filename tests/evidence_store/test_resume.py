@@ -64,6 +64,26 @@ def test_a_source_that_cannot_change_is_read_once(world):
             if e.event.action == "item.acquired"] == [3]  # fmt: skip
 
 
+@pytest.mark.parametrize("ledger", ["says the size", "was begun when there was one size"])
+def test_what_was_begun_goes_on_in_the_segments_it_was_begun_with(world, monkeypatch, ledger):
+    if ledger != "says the size":
+        monkeypatch.setattr("evidence_store.case.SEGMENT_BYTES", SEGMENT)
+        monkeypatch.setattr("evidence_store.ingest.SEGMENT_BYTES", SEGMENT)
+    with pytest.raises(ConnectionError):
+        take(world, Steady(DATA, until=3))
+    entries = [e.event for e in world.case.ledger.entries]
+    said = next(e.data for e in entries if e.action == "item.identified")
+    assert ("segment_size" in said) == (ledger == "says the size")
+    second = Steady(DATA)
+    taken = world.case.ingest("disk", second, segment_size=SEGMENT // 2, workers=1)
+    assert taken.resumed
+    assert second.filled == [3, 4, 5]
+    assert taken.manifest.segment_size == SEGMENT
+    anew = world.case.ingest("disk", Steady(DATA), segment_size=SEGMENT // 2, again=True)
+    assert anew.manifest.segment_size == SEGMENT // 2
+    assert anew.manifest.content == taken.manifest.content
+
+
 def test_a_source_that_may_change_is_read_again_and_compared(world):
     class Changing(Steady):
         immutable = False
