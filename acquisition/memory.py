@@ -22,8 +22,7 @@ import contextlib
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pydantic import JsonValue
@@ -33,9 +32,10 @@ from acquisition.errors import AcquisitionError
 from acquisition.kcore import HEAD_BYTES, PAGE, KcoreError, Plan, Range, parse_head, plan
 from acquisition.reach import UnreachableError
 from acquisition.remote import LostError, Remote, StalledError, shell
-from acquisition.streams import COMPRESSORS, KCORE, BrokenError, Decoded, Sftp, Way
+from acquisition.streams import KCORE, BrokenError, Sftp, Stream, Way, dd
 from acquisition.verdict import Scan, Seen
 from evidence_store.backend import Runs
+from evidence_store.digest import Range as ImageRange
 from evidence_store.item import Gap
 from evidence_store.model import clean
 from evidence_store.transfer.image import join_gaps
@@ -182,7 +182,7 @@ class KcoreCapture(Closing):
         self.size = self._layout.size
         self.scan = Scan(self.look.plan, self.look.banner)
         self._turn = threading.Condition()
-        self._piece: _Piece | None = None
+        self._piece: Stream | None = None
         self._sftp: Sftp | None = None
         self._stalls = 0
         self._again = (0, 0)  # same and sampled, once read again
@@ -280,12 +280,13 @@ class KcoreCapture(Closing):
                 continue
             bad = self._bad(physical + at, len(view) - at, stop)
             why = "the kernel does not give this page"
-            self._note_lost(f"{bad} bytes at {physical + at:#x}: {why}")
+            self.note_lost(f"{bad} bytes at {physical + at:#x}: {why}")
             gaps.append(Gap(offset=image + at, length=bad, error=why))
             at += bad
         return _whole_pages(found)
 
-    def _note_lost(self, why: str) -> None:
+    def note_lost(self, why: str) -> None:
+        """Keep why bytes could not be read, for the verdict."""
         if len(self.lost) < 100:
             self.lost.append(why)
 
@@ -320,7 +321,7 @@ class KcoreCapture(Closing):
         if not self.scan.read:
             raise LostError(why, hint="the same command again begins anew")
         self.gave_up = clean(why, 200)
-        self._note_lost(self.gave_up)
+        self.note_lost(self.gave_up)
         self.say(f"{why}; what was read until now is kept")
 
     def _reconnect(self) -> None:
@@ -379,8 +380,8 @@ class KcoreCapture(Closing):
         length, block = min(PROBE_BYTES if probing else self.piece_bytes, left), "1M"
         if physical < self._fine_until:
             length, block = min(length, self._fine_until - physical), str(PAGE)
-        command = _dd(self._layout.kcore_offset(physical), length, block)
-        self._piece = _Piece(self.remote, command, physical, length, way)
+        command = dd(self._layout.kcore_offset(physical), length, block)
+        self._piece = Stream(self.remote, command, physical, length, way)
 
     def _close_piece(self) -> None:
         piece, self._piece = self._piece, None
@@ -435,11 +436,11 @@ class KcoreCapture(Closing):
             return self._patiently(page, physical, threading.Event()) == PAGE
         offset = self._layout.kcore_offset(physical)
         try:
-            ran = self.remote.run(_dd(offset, PAGE), "is this page readable", root=True)
+            ran = self.remote.run(dd(offset, PAGE), "is this page readable", root=True)
         except LostError:
             self._drop()
             self.remote.ensure()
-            ran = self.remote.run(_dd(offset, PAGE), "is this page readable", root=True)
+            ran = self.remote.run(dd(offset, PAGE), "is this page readable", root=True)
         return len(ran.out) == PAGE
 
     # -- the end ---------------------------------------------------------------------------------
@@ -511,66 +512,6 @@ class RebootedError(AcquisitionError):
     """The host runs another boot than the one that was captured."""
 
 
-class _Piece:
-    """One stream of one range."""
-
-    def __init__(self, remote: Remote, command: str, physical: int, length: int, way: Way) -> None:
-        self.at = physical
-        self.start = physical
-        self.length = length
-        self.way = way
-        self.broken = False
-        self._began_ns = time.time_ns()
-        self._first = 0.0
-        self._last = 0.0
-        self._stack = ExitStack()
-        self._output = self._stack.enter_context(
-            remote.stream(command, "memory", root=True, pipe=COMPRESSORS.get(way, ""))
-        )
-        self._decoded = Decoded(self._output, way)
-
-    @property
-    def done(self) -> bool:
-        return self.at - self.start >= self.length
-
-    @property
-    def rate(self) -> float:
-        """Bytes per second, from the first byte on."""
-        return (self.at - self.start) / max(self._last - self._first, 1e-6)
-
-    def readinto(self, view: memoryview) -> int:
-        if self.broken:
-            raise LostError("the stream broke off")
-        left = self.length - (self.at - self.start)
-        n = self._decoded.readinto(view[:left])
-        self._last = time.monotonic()
-        self._first = self._first or self._last
-        self.at += n
-        return n
-
-    def close(self) -> None:
-        if self.done:
-            with contextlib.suppress(LostError):
-                if self._output.read():  # its end, with exit status, for the footprint
-                    self._output.cut()
-        self._stack.close()
-
-    def document(self) -> dict[str, JsonValue]:
-        return {
-            "from": f"{self.start:x}", "bytes": self.at - self.start, "wanted": self.length,
-            "way": self.way, "began_ns": str(self._began_ns), "ended_ns": str(time.time_ns()),
-            "wire_bytes": self._output.received, "code": self._output.code,
-            "said": clean(self._output.err, 200),
-        }  # fmt: skip
-
-
-def _dd(offset: int, length: int, block: str = "1M") -> str:
-    return (
-        f"dd if={KCORE} bs={block} iflag=skip_bytes,count_bytes,fullblock skip={offset} "
-        f"count={length} status=none"
-    )
-
-
 def _joined(runs: Runs) -> Runs:
     out: Runs = []
     for start, end in runs:
@@ -592,20 +533,34 @@ def _whole_pages(found: list[Range]) -> list[Range]:
     return out
 
 
-def recalled(capture: KcoreCapture, read: Callable[[int, int], bytes], segment: int) -> Seen:
+def recalled(
+    capture: KcoreCapture, read: Callable[[int, int], bytes], segment: int,
+    unreadable: Sequence[ImageRange] = (),
+) -> Seen:  # fmt: skip
     """Add what an earlier run captured to what is seen: read it from the item.
 
     Args:
         capture: whose `fill` did not see those segments.
         read: (offset, length) of the image.
         segment: bytes of one.
+        unreadable: ranges of the image that stand as zeros for what no run could read, in order.
     """
     for offset in range(0, capture.size, segment):
         if offset in capture.scanned:
             continue
         body = memoryview(read(offset, min(segment, capture.size - offset)))
         for start, end, what in capture.look.plan.image.parts(offset, len(body)):
-            if not isinstance(what, bytes):
-                capture.scan.pages(body[start:end], what[0])
+            if isinstance(what, bytes):
+                continue
+            at = start
+            for lost in [*unreadable, ImageRange(offset + end, 0)]:
+                low, high = max(at, lost.offset - offset), min(end, lost.end - offset)
+                if low > high:
+                    continue
+                if low > at:
+                    capture.scan.pages(body[at:low], what[0] + at - start)
+                if high > low:
+                    capture.note_lost(f"{high - low} bytes at {what[0] + low - start:#x}: see item")
+                at = high
         capture.scanned.add(offset)
     return capture.seen

@@ -56,6 +56,8 @@ _CIPHERS = (
 _OPENINGS = (0.0, 0.05, 0.2, 0.5, 1.0, 2.0)  # waits: a session that just closed may still count
 
 log = logging.getLogger(__name__)
+# What fails in a connection is raised here; its own threads would print it too, with a traceback.
+logging.getLogger("paramiko").addHandler(logging.NullHandler())
 
 
 class LostError(AcquisitionError):

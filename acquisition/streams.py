@@ -9,8 +9,13 @@ Source: LZ4 frame format 1.6; RFC 8878, 1952; draft-ietf-secsh-filexfer-02 (SFTP
 
 from __future__ import annotations
 
+import contextlib
 import struct
+import time
+from contextlib import ExitStack
 from typing import Any, Literal, Protocol
+
+from pydantic import JsonValue
 
 from acquisition.errors import AcquisitionError
 from acquisition.kcore import KcoreError, Range
@@ -114,6 +119,71 @@ class _File:
 
     def read(self, size: int = -1) -> bytes:
         return self._output.read(size if size > 0 else 1 << 17)
+
+
+class Stream:
+    """One range of RAM as it comes; what became of it is a line of the record."""
+
+    def __init__(self, remote: Remote, command: str, physical: int, length: int, way: Way) -> None:
+        self.at = physical
+        self.start = physical
+        self.length = length
+        self.way = way
+        self.broken = False
+        self._began_ns = time.time_ns()
+        self._first = 0.0
+        self._last = 0.0
+        self._stack = ExitStack()
+        self._output = self._stack.enter_context(
+            remote.stream(command, "memory", root=True, pipe=COMPRESSORS.get(way, ""))
+        )
+        self._decoded = Decoded(self._output, way)
+
+    @property
+    def done(self) -> bool:
+        """Whether all of the range came."""
+        return self.at - self.start >= self.length
+
+    @property
+    def rate(self) -> float:
+        """Bytes per second, from the first byte on."""
+        return (self.at - self.start) / max(self._last - self._first, 1e-6)
+
+    def readinto(self, view: memoryview) -> int:
+        """See `Reader`."""
+        if self.broken:
+            raise LostError("the stream broke off")
+        left = self.length - (self.at - self.start)
+        n = self._decoded.readinto(view[:left])
+        self._last = time.monotonic()
+        self._first = self._first or self._last
+        self.at += n
+        return n
+
+    def close(self) -> None:
+        """End it; of one that came whole the exit status is waited for."""
+        if self.done:
+            with contextlib.suppress(LostError):
+                if self._output.read():  # its end, with exit status, for the footprint
+                    self._output.cut()
+        self._stack.close()
+
+    def document(self) -> dict[str, JsonValue]:
+        """As JSON, for the record of streams."""
+        return {
+            "from": f"{self.start:x}", "bytes": self.at - self.start, "wanted": self.length,
+            "way": self.way, "began_ns": str(self._began_ns), "ended_ns": str(time.time_ns()),
+            "wire_bytes": self._output.received, "code": self._output.code,
+            "said": clean(self._output.err, 200),
+        }  # fmt: skip
+
+
+def dd(offset: int, length: int, block: str = "1M") -> str:
+    """Return the command that reads a range of kcore."""
+    return (
+        f"dd if={KCORE} bs={block} iflag=skip_bytes,count_bytes,fullblock skip={offset} "
+        f"count={length} status=none"
+    )
 
 
 class Sftp:

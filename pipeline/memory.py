@@ -140,14 +140,17 @@ def _capture(
         out.item, out.existing, out.resumed = taken.item_id, taken.existing, taken.resumed
         out.sha256 = (taken.manifest.content or {}).get("sha256", "")
         if taken.existing:
-            _earlier(case, target.arn, out)
             host.say(f"this boot was captured before, as {out.item}; --again captures it anew")
-            return
+            if _earlier(case, target.arn, out):
+                return
+            host.say("what it is worth was not recorded: that run was interrupted; judging it now")
+        recalled(
+            source, lambda at, size: _read(case, out.item, at, size), taken.manifest.segment_size,
+            case.segments(taken.manifest).unreadable,
+        )  # fmt: skip
         source.read_again()
-        found = recalled(
-            source, lambda at, size: _read(case, out.item, at, size), taken.manifest.segment_size
-        )
-        out.read, out.way = found.read, source.way or "raw"
+        found = source.seen
+        out.read, out.way = found.read, str(taken.manifest.source.get("sent", ""))
         out.verdict = judge(found)
         facts: dict[str, JsonValue] = {
             **found.document(), "verdict": out.verdict.word, "item": out.item,
@@ -217,8 +220,8 @@ def _read(case: Case, item: str, offset: int, size: int) -> bytes:
         return f.read(size)
 
 
-def _earlier(case: Case, arn: str, out: Captured) -> None:
-    """What the ledger says of a capture that is there already."""
+def _earlier(case: Case, arn: str, out: Captured) -> bool:
+    """Take over what the ledger says of a capture that is there already; False if it does not."""
     for event in steps.events_of(case, "memory verdict", arn):
         data = event.data or {}
         if data.get("item") == out.item:
@@ -227,9 +230,7 @@ def _earlier(case: Case, arn: str, out: Captured) -> None:
             out.verdict = Verdict(word, reasons)  # type: ignore[arg-type]
             out.sidecars = str(data.get("sidecars", ""))
             out.gaps += reasons
-    if out.verdict is None:
-        out.verdict = Verdict("partial", ("its verdict was not recorded: the run was interrupted",))
-        out.gaps += out.verdict.reasons
+    return out.verdict is not None
 
 
 def _sidecars(

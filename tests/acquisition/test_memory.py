@@ -383,6 +383,36 @@ def test_interrupted_capture_goes_on_and_what_was_stored_stands(world, host, sta
     assert verdict(second).word == "complete"
 
 
+def test_what_an_earlier_run_could_not_read_is_not_counted_as_read(world, host, start, tmp_path):
+    world.store.resume = tmp_path / "resume"
+    host.load()
+    (host.room / "bad").write_text(f"{data(2 * MIB)} {data(2 * MIB) + 2 * PAGE}\n")
+    capture = start(way="raw")
+
+    def kill(done, _total):
+        if done >= 2 * SEGMENT:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        take(world, capture, workers=1, progress=kill)
+    capture.close()
+    second = start(way="raw")
+    taken = take(world, second)
+    assert taken.resumed
+    assert not second.lost
+
+    def read(offset, length):
+        with world.case.open(taken.item_id) as f:
+            f.seek(offset)
+            return f.read(length)
+
+    gaps = world.case.segments(taken.manifest).unreadable
+    found = judge(recalled(second, read, SEGMENT, gaps))
+    assert second.seen.read == second.seen.ram - 2 * PAGE
+    assert found.word == "partial"
+    assert any(f"{2 * MIB:#x}" in reason for reason in found.reasons)
+
+
 # -- a host that lies
 
 

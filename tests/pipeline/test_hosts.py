@@ -66,6 +66,28 @@ def test_memory_of_an_instance(cloud, ssh, permit, target, host, home):
     assert '"command":"dd"' in kept.out
 
 
+def test_capture_that_was_killed_before_its_verdict_is_judged_by_the_next_run(
+    cloud, ssh, permit, target, host, monkeypatch
+):
+    permit()
+
+    def die(_seen):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pipeline.memory.judge", die)
+        assert cloud("--json", "acquire", "memory", target, "--case", "T-1").code == 130
+    done = cloud("--json", "acquire", "memory", target, "--case", "T-1")
+    assert done.code == 0, done.err
+    assert done.json["existing"]
+    assert (done.json["verdict"], done.json["gaps"]) == ("complete", [])
+    assert done.json["sidecars"]
+    again = cloud("--json", "acquire", "memory", target, "--case", "T-1")
+    assert (again.json["verdict"], again.json["sidecars"]) == ("complete", done.json["sidecars"])
+    kinds = [i["kind"] for i in cloud("--json", "case", "show", "T-1").json["items"]]
+    assert kinds.count("memory") == 1
+
+
 def test_closed_port_is_refused_with_the_rule_before_a_packet_leaves(
     cloud, ssh, permit, target, host
 ):
