@@ -130,9 +130,10 @@ class Sshd:
     def children(pid: int) -> list[int]:
         """All processes below one, deepest first."""
         found: list[int] = []
-        for path in Path(f"/proc/{pid}/task").glob("*/children"):
-            for child in map(int, path.read_text().split()):
-                found += [*Sshd.children(child), child]
+        with suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+            for path in Path(f"/proc/{pid}/task").glob("*/children"):
+                for child in map(int, path.read_text().split()):
+                    found += [*Sshd.children(child), child]
         return found
 
     def login(self, name: str = "user") -> Login:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import gzip
 import json
 import sys
+import urllib.request
 
 import pytest
 
@@ -222,6 +223,7 @@ def test_files_are_not_taken_out_of_windows_and_that_is_said(tmp_path):
 def test_table_of_a_drivers_pdb_is_found_by_plugins(tmp_path, monkeypatch):
     """As netstat asks for that of tcpip.sys; nothing asks a server."""
     from volatility3 import symbols
+    from volatility3.framework import constants
     from volatility3.framework.symbols.windows import pdbutil
 
     from analysis.memory.kernel import load
@@ -231,7 +233,11 @@ def test_table_of_a_drivers_pdb_is_found_by_plugins(tmp_path, monkeypatch):
     place.parent.mkdir(parents=True)
     place.write_text(json.dumps(table))
     (tmp_path / "symbols/kernel.json").write_text(json.dumps(isf()))
-    for owner, name in ((symbols, "__path__"), (pdbutil.PDBUtility, "download_pdb_isf")):
+    # What loading sets for a whole process, which this one is not: later tests do use the network.
+    for owner, name in (
+        (symbols, "__path__"), (pdbutil.PDBUtility, "download_pdb_isf"), (constants, "OFFLINE"),
+        (constants, "PARALLELISM"), (urllib.request, "_opener"),
+    ):  # fmt: skip
         monkeypatch.setattr(owner, name, getattr(owner, name))
     monkeypatch.setattr("volatility3.framework.constants.CACHE_PATH", str(tmp_path))
     monkeypatch.setitem(sys.modules, "jsonschema", None)  # as the process itself has it
