@@ -120,6 +120,7 @@ def test_what_says_nothing_is_a_gap_and_no_empty_table(seen):
     assert "credentials are not taken out of memory" in limits
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("kind", [1, 5], ids=["full", "by bitmap"])
 def test_crash_dump_is_explained_as_raw_memory_is(tmp_path, kind):
     world, _ = explained(tmp_path, crash_dump(usual(), kind), isf())
@@ -158,6 +159,7 @@ def moved(table, kind, field, by):
     return table
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize(
     ("table", "says"),
     [
@@ -177,6 +179,7 @@ def test_wrong_symbols_are_no_rows_and_a_reason(tmp_path, table, says):
     assert any(one in reason for one in says.split("|") for reason in reasons), reasons
 
 
+@pytest.mark.chaos
 def test_list_that_leads_into_itself_ends(tmp_path):
     machine = usual()
     head = machine.symbol("PsActiveProcessHead")
@@ -186,6 +189,7 @@ def test_list_that_leads_into_itself_ends(tmp_path):
     assert {pid for (pid,) in rows(world, "SELECT pid FROM processes")} == {4, 92, 404, 1200}
 
 
+@pytest.mark.chaos
 def test_hostile_names_are_text_and_no_end(tmp_path):
     machine = usual()
     machine.process(2000, 4, "\x1b[31m\xff;<b>")
@@ -203,6 +207,7 @@ def test_rules_match_with_the_process_that_has_the_page(tmp_path):
         ("code", 1200, "evil.exe", 0x700000)]  # fmt: skip
 
 
+@pytest.mark.chaos
 def test_rules_match_where_no_owner_of_a_page_can_be_found(tmp_path):
     table = isf()
     del table["user_types"]["_EPROCESS"]["fields"]["VadRoot"]
