@@ -102,7 +102,10 @@ def test_another_machine_finds_what_was_made(cloud, target, aws_server, home, pr
     assert "progress" in head["untold"]
     told = {line["step"]: line["state"] for line in lines}
     assert list(told) == [s.name for s in STEPS if s.scope == "target"]
-    assert told["freeze"] == told["observe"] == told["copy"] == "ok"
+    assert told["freeze"] == told["observe"] == "ok"
+    copies = {line["state"] for line in lines if line["step"] == "copy"}
+    assert "ok" in copies
+    assert copies <= {"ok", "begun"}  # the other volume's was under way, or done
     assert told["memory"] == "gap"  # not part of it, or no way in
     assert told["verify"] == "unrecorded"
     frozen = {line["unit"] for line in lines if line["step"] == "copy"}
