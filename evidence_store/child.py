@@ -418,6 +418,17 @@ class Channel:
             raise OSError(errno.EIO, answer[1:].decode("utf-8", "replace"))
         raise IntegrityError(answer[1:].decode("utf-8", "replace") or "the channel is closed")
 
+    def read_object(self, item: str, name: str, limit: int) -> bytes | None:
+        """Return a verified object, its first `limit` bytes; None if it is not stored.
+
+        Raises: as `open_object`.
+        """
+        fd = self.open_object(item, name)
+        if fd is None:
+            return None
+        with os.fdopen(fd, "rb") as f:
+            return f.read(limit)
+
     def send(self, kind: str, **fields: Any) -> None:
         """Tell the parent something; at most 128 KiB."""
         self._send({"message_type": kind, **fields})

@@ -107,7 +107,13 @@ def take(paths: Iterable[Path]) -> list[dict[str, Any]]:
     """
     taken = []
     for path in paths:
-        isf, whose = read_table(_converted(path) if _is_pdb(path) else path.read_bytes())
+        raw = _converted(path) if _is_pdb(path) else path.read_bytes()
+        try:
+            isf, whose = read_table(raw)
+        except SymbolsError as e:
+            raise SymbolsError(
+                f"{path}: {e}", hint="an ISF (*.json, *.json.gz, *.json.xz) or a PDB is taken"
+            ) from e
         if isinstance(whose, Pdb):
             release = f"{whose.name}-{whose.key}"
             said: dict[str, Any] = {"release": whose.name, "banner": whose.key, "pdb": whose.name,

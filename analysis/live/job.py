@@ -44,11 +44,8 @@ def main(channel: Channel) -> None:
     sink = ParquetSink(channel)
 
     def answer(name: str) -> bytes | None:
-        fd = channel.open_object(request["item"], request["objects"].get(name, ""))
-        if fd is None:
-            return None
-        with open(fd, "rb") as f:  # noqa: PTH123
-            return f.read(_MAX_ANSWER)
+        held = request["objects"].get(name, "")
+        return channel.read_object(request["item"], held, _MAX_ANSWER)
 
     _Tables(sink, request, answer).make()
     sink.close()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import datetime
 import json
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -35,7 +36,7 @@ def gap(sink: ParquetSink, what: str, reason: str, *, level: str = "gap", **more
 
 
 @dataclass
-class Made:
+class Made(ABC):
     """Turns results of plugins into tables. Of each system there is a subclass.
 
     Attributes:
@@ -77,13 +78,13 @@ class Made:
         """Keep a result of the gate until it has been judged."""
         self.held.append(result)
 
+    @abstractmethod
     def untrusted(self) -> str:
         """Return why the symbols cannot be trusted, "" if they can."""
-        raise NotImplementedError
 
+    @abstractmethod
     def finish(self) -> None:
         """Write the tables that need several plugins."""
-        raise NotImplementedError
 
     def take(self, result: Result) -> None:
         """Write the rows of a plugin, and what is missing of them."""

@@ -8,7 +8,6 @@ time that is read must be possible, or there are no rows at all, and `coverage` 
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +86,11 @@ def _table(channel: Channel, item: str, name: str) -> list[dict[str, Any]]:
 
 def _copy(channel: Channel, item: str, name: str, path: Path) -> bool:
     """Put a part that the job symbols made into this process's folder; False if there is none."""
-    fd = channel.open_object(item, name)
-    if fd is None:
+    part = channel.read_object(item, name, _MAX_ISF)
+    if part is None:
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
-    with os.fdopen(fd, "rb") as f:
-        path.write_bytes(f.read(_MAX_ISF))
+    path.write_bytes(part)
     return True
 
 
@@ -105,11 +103,8 @@ def _live(channel: Channel, sink: ParquetSink) -> live.Answers | None:
         return None
 
     def answer(name: str) -> bytes | None:
-        fd = channel.open_object(beside["item"], beside["objects"].get(name, ""))
-        if fd is None:
-            return None
-        with open(fd, "rb") as f:  # noqa: PTH123
-            return f.read(_MAX_ANSWER)
+        held = beside["objects"].get(name, "")
+        return channel.read_object(beside["item"], held, _MAX_ANSWER)
 
     found = live.read(answer)
     booted = channel.request["boot_id"]

@@ -187,10 +187,9 @@ def _captured(channel: Channel) -> dict[str, bytes]:
     beside = channel.request["beside"]
     found = {}
     for name, captured in CAPTURED.items():
-        fd = channel.open_object(beside["item"], beside["objects"].get(captured, ""))
-        if fd is not None:
-            with open(fd, "rb") as f:  # noqa: PTH123
-                found[name] = f.read(_MAX_CAR)
+        name_of = beside["objects"].get(captured, "")
+        if (car := channel.read_object(beside["item"], name_of, _MAX_CAR)) is not None:
+            found[name] = car
     return found
 
 

@@ -473,6 +473,7 @@ def test_other_tables_are_listed(tmp_path, monkeypatch):
     schema = pa.schema([("item", pa.string()), ("path", pa.string())])
     tables = {"files": FILES, "coverage": COVERAGE, "persistence": schema}
     monkeypatch.setattr(files, "TABLES", tables)
+    monkeypatch.setattr(files, "_LIVE", ())
     monkeypatch.setattr(query, "TABLES", tables)
     made = made_by.Made(tmp_path)
     item = made.take("disk.raw", b"\x05" * 10)
